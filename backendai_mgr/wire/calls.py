@@ -1,0 +1,212 @@
+"""The agent's methods: arguments, answers and deadlines, one class per method for both ends of the link.
+
+A call travels as a callosum FUNCTION whose named arguments are the attributes of its class. `from_wire` is as
+strict as `wire.codec`, gives enumerations back as such, and has one error for all that a peer can get wrong.
+"""
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+from uuid import UUID
+
+import attrs
+from attrs.validators import and_, ge, le, matches_re, optional
+from cattrs import BaseValidationError, transform_error
+
+from ..domain.ids import RUN_ID
+from ..domain.status import KernelState, RunState
+from .callosum import FrameError
+from .codec import make_converter
+from .reports import KernelReport
+from .rpc import KernelSpec, RunSpec
+
+T = TypeVar("T")
+
+#: Most payload bytes of one answer: with the framing of small records it stays below callosum's limit.
+MAX_OUTPUT = 4 * 1024 * 1024
+#: Longest that a reading call may wait at the agent, seconds.
+MAX_WAIT = 3600.0
+#: What a reading call may take beside its waiting, seconds.
+_MARGIN = 15.0
+
+_RUN_ID = matches_re(RUN_ID)
+_MAX_BYTES = and_(ge(1), le(MAX_OUTPUT))
+_WAIT = and_(ge(0.0), le(MAX_WAIT))
+
+
+@attrs.frozen(kw_only=True)
+class Call:
+    """A call; ``timeout`` is how many seconds the manager waits for its answer."""
+
+    method: ClassVar[str]
+
+    @property
+    def timeout(self) -> float:
+        return _MARGIN
+
+
+@attrs.frozen(kw_only=True)
+class CreateKernel(Call):
+    """-> `Created`. Idempotent on (id, incarnation). Refused: stale-incarnation, create-failed."""
+
+    method: ClassVar[str] = "create_kernel"
+    spec: KernelSpec
+
+    @property
+    def timeout(self) -> float:
+        return 60.0
+
+
+@attrs.frozen(kw_only=True)
+class DestroyKernel(Call):
+    """-> ``{"seq": int}`` when killing has begun; an unknown kernel is fine. Refused: stale-epoch."""
+
+    method: ClassVar[str] = "destroy_kernel"
+    kernel_id: UUID
+    incarnation: int
+    reason: str
+    epoch: int
+
+    @property
+    def timeout(self) -> float:
+        return 30.0
+
+
+@attrs.frozen(kw_only=True)
+class StartRun(Call):
+    """-> `Started`. Refused: run-conflict, stale-incarnation, queue-full, kernel-ended, no-such-kernel."""
+
+    method: ClassVar[str] = "start_run"
+    kernel_id: UUID
+    incarnation: int
+    run_id: str = attrs.field(validator=_RUN_ID)
+    digest: str
+    spec: RunSpec
+
+    @property
+    def timeout(self) -> float:
+        return 30.0
+
+
+@attrs.frozen(kw_only=True)
+class GetRun(Call):
+    """-> `RunStatus`. Refused: no-such-kernel, no-such-run."""
+
+    method: ClassVar[str] = "get_run"
+    kernel_id: UUID
+    run_id: str = attrs.field(validator=_RUN_ID)
+
+
+@attrs.frozen(kw_only=True)
+class ListRuns(Call):
+    """-> ``[RunStatus, …]``. Refused: no-such-kernel."""
+
+    method: ClassVar[str] = "list_runs"
+    kernel_id: UUID
+
+
+@attrs.frozen(kw_only=True)
+class InterruptRun(Call):
+    """-> `RunStatus`, or None when no run was named and none is running."""
+
+    method: ClassVar[str] = "interrupt_run"
+    kernel_id: UUID
+    run_id: str | None = attrs.field(validator=optional(_RUN_ID))
+
+    @property
+    def timeout(self) -> float:
+        return 30.0
+
+
+@attrs.frozen(kw_only=True)
+class ReadOutput(Call):
+    """-> `Output` from ``offset`` on, after at most ``wait`` s. Refused: offset-past-end, no-such-run."""
+
+    method: ClassVar[str] = "read_output"
+    kernel_id: UUID
+    run_id: str = attrs.field(validator=_RUN_ID)
+    offset: int = attrs.field(validator=ge(0))
+    max_bytes: int = attrs.field(validator=_MAX_BYTES)
+    wait: float = attrs.field(validator=_WAIT)
+
+    @property
+    def timeout(self) -> float:
+        return self.wait + _MARGIN
+
+
+@attrs.frozen(kw_only=True)
+class PollRun(Call):
+    """-> `Output` from the run's own cursor on; when the run has ended, or after ``wait`` seconds."""
+
+    method: ClassVar[str] = "poll_run"
+    kernel_id: UUID
+    run_id: str = attrs.field(validator=_RUN_ID)
+    wait: float = attrs.field(validator=_WAIT)
+    max_bytes: int = attrs.field(validator=_MAX_BYTES)
+
+    @property
+    def timeout(self) -> float:
+        return self.wait + _MARGIN
+
+
+@attrs.frozen(kw_only=True)
+class MakeReport(Call):
+    """-> `Report`, made now. Refused: stale-epoch."""
+
+    method: ClassVar[str] = "report"
+    epoch: int
+
+    @property
+    def timeout(self) -> float:
+        return 5.0
+
+
+@attrs.frozen(kw_only=True)
+class Created:
+    """The answer to `CreateKernel`: the first report that can miss the kernel is the one after ``seq``."""
+
+    boot: str
+    seq: int
+    kernel: KernelReport
+
+
+#: Every call by its method.
+CALLS: Mapping[str, type[Call]] = {
+    call.method: call
+    for call in (
+        CreateKernel, DestroyKernel, MakeReport,
+        StartRun, GetRun, ListRuns, InterruptRun, ReadOutput, PollRun,
+    )
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- values on the wire
+
+
+def _enum_hook(kind: type[enum.StrEnum]) -> Callable[[Any, Any], enum.StrEnum]:
+    def structure(value: Any, _: Any) -> enum.StrEnum:
+        if type(value) is not str:
+            raise TypeError(f"expected text, got {type(value).__name__}")
+        return kind(value)
+
+    return structure
+
+
+_converter = make_converter()
+for _kind in (RunState, KernelState):
+    _converter.register_structure_hook(_kind, _enum_hook(_kind))
+
+
+def to_wire(value: Any) -> Any:
+    """*value* (attrs values, lists, text, numbers) as maps and lists for `callosum.pack`."""
+    return _converter.unstructure(value)
+
+
+def from_wire(data: Any, kind: type[T]) -> T:
+    """The *kind* that *data* tells of; `FrameError`, naming the wrong members, when it is something else."""
+    try:
+        return _converter.structure(data, kind)
+    except BaseValidationError as error:
+        raise FrameError("; ".join(transform_error(error))) from error
+    except (TypeError, ValueError, AttributeError) as error:  # not even a map
+        raise FrameError(f"expected {kind.__name__}: {error}") from error

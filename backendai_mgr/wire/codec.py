@@ -1,0 +1,50 @@
+"""The converter between attrs values and what msgpack and JSON carry. Strict: nothing is coerced.
+
+cattrs would turn ``5`` into ``"5"`` and ``"300"`` into ``300``; on a wire both are mistakes of the peer and
+become `cattrs.BaseValidationError`. Integers are accepted for floats, as JSON has no difference.
+"""
+
+from enum import Enum
+from typing import Any, TypeVar
+from uuid import UUID
+
+from cattrs import Converter
+
+T = TypeVar("T")
+
+
+def _exactly(kind: type[T]) -> Any:
+    def structure(value: Any, wanted: type[Any]) -> Any:
+        if type(value) is not kind:
+            raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+        # The hook for str is found for enumerations of texts as well.
+        return wanted(value) if isinstance(wanted, type) and issubclass(wanted, Enum) else value
+
+    return structure
+
+
+def _float(value: Any, _: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"expected a number, got {type(value).__name__}")
+    return float(value)
+
+
+def _uuid(value: Any, _: Any) -> UUID:
+    if type(value) is not str:
+        raise TypeError(f"expected a UUID as text, got {type(value).__name__}")
+    return UUID(value)
+
+
+def make_converter(*, forbid_extra_keys: bool = False) -> Converter:
+    """A converter with our strict primitives; ``forbid_extra_keys`` refuses unknown members."""
+    converter = Converter(forbid_extra_keys=forbid_extra_keys)
+    for kind in (str, int, bool, bytes):
+        converter.register_structure_hook(kind, _exactly(kind))
+    converter.register_structure_hook(float, _float)
+    converter.register_structure_hook(UUID, _uuid)
+    converter.register_unstructure_hook(UUID, str)
+    return converter
+
+
+#: Peers may be newer than we are, so unknown members are let through on the agent link.
+wire = make_converter()

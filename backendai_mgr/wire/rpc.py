@@ -1,0 +1,114 @@
+"""What travels in the agent's RPC calls: specifications, statuses and the codes of its refusals."""
+
+import hashlib
+import json
+from typing import Any, Literal
+from uuid import UUID
+
+import attrs
+
+from ..domain.status import RUN_ENDED, RunState
+
+RefusalCode = Literal[
+    "no-such-kernel",
+    "kernel-silent",
+    "no-such-run",
+    "run-conflict",
+    "stale-incarnation",
+    "stale-epoch",
+    "queue-full",
+    "kernel-ended",
+    "bad-request",
+    "offset-past-end",
+    "create-failed",
+]
+
+
+class AgentRefusal(Exception):
+    """The agent understood the call and refuses it.
+
+    Travels as FAILURE ``["AgentRefusal", "code: message", ""]``.
+    """
+
+    def __init__(self, code: RefusalCode | str, message: str = "") -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+    @classmethod
+    def parse(cls, text: str) -> "AgentRefusal":
+        """The refusal that the text ``"code: message"`` tells of."""
+        code, _, message = text.partition(": ")
+        return cls(code, message)
+
+
+class AgentUnreachable(Exception):
+    """No answer from the agent within the call's deadline, or no connection to it."""
+
+
+@attrs.frozen(kw_only=True)
+class KernelSpec:
+    """What an agent needs to start a kernel. Slot amounts are decimal text; ``environ`` is the user's."""
+
+    kernel_id: UUID
+    session_id: UUID
+    incarnation: int
+    cluster_id: str
+    session_name: str
+    image: str
+    architecture: str
+    slots: dict[str, str]
+    environ: dict[str, str] = attrs.Factory(dict)
+    bootstrap_script: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class RunSpec:
+    """The parsed and defaulted body of a run; ``timeout`` in seconds, None for no limit."""
+
+    mode: Literal["query"] = "query"
+    code: str
+    timeout: float | None = None
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of this body; equal bodies are the same run."""
+        text = json.dumps(attrs.asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@attrs.frozen(kw_only=True)
+class RunStatus:
+    """A run as its shim tells it. Times in seconds since the epoch, ``end_offset`` in payload bytes."""
+
+    run_id: str
+    incarnation: int
+    digest: str
+    mode: str
+    state: RunState
+    exit_code: int | None = None
+    reason: str = ""
+    end_offset: int = 0
+    queued_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in RUN_ENDED
+
+
+@attrs.frozen(kw_only=True)
+class Started:
+    """The answer to `start_run`: whether this very call created the run."""
+
+    created: bool
+    run: RunStatus
+
+
+@attrs.frozen(kw_only=True)
+class Output:
+    """A piece of a run's output and the run's status when it was read."""
+
+    records: list[list[Any]]
+    next_offset: int
+    run: RunStatus
