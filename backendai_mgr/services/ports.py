@@ -1,0 +1,311 @@
+"""What the services need of the outside: stores and agents, as protocols that adapters implement.
+
+Every store method is one transaction and one crossing to the driver. All of them raise `StoreUnavailable`
+when the database cannot be reached, having changed nothing that they did not report.
+"""
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+import attrs
+
+from ..domain.accounts import Caller, Credential
+from ..domain.ids import AccessKey, AgentId, KernelId, SessionId
+from ..domain.sessions import KernelRow, KernelToStart, LiveSession, NewSession, Session
+from ..domain.status import AgentStatus, Status
+from ..scheduling.snapshot import Plan, Snapshot
+from ..wire.records import Record
+from ..wire.reports import KernelReport, Report
+from ..wire.rpc import KernelSpec, Output, RunSpec, RunStatus, Started
+
+
+class StoreUnavailable(Exception):
+    """The database is away. The caller answers 503 or tries again later."""
+
+
+# ---------------------------------------------------------------- accounts
+
+
+class Accounts(Protocol):
+    """Key pairs and users."""
+
+    async def credential(self, access_key: AccessKey) -> Credential | None:
+        """The active key pair of an active user with this access key, else None."""
+
+
+# ---------------------------------------------------------------- sessions
+
+
+@attrs.frozen(kw_only=True)
+class ImageRow:
+    """An image that may be started. ``resources`` maps a slot to its least (and most) amount as text."""
+
+    name: str
+    architecture: str
+    registry: str
+    labels: Mapping[str, str]
+    resources: Mapping[str, Mapping[str, str | None]]
+
+
+@attrs.frozen(kw_only=True)
+class EnqueueFacts:
+    """What deciding about a new session needs to know, read in one transaction."""
+
+    domain_active: bool
+    group_id: UUID | None
+    owner_is_member: bool
+    #: Names of the active scaling groups that the owner may use, sorted.
+    scaling_groups: Sequence[str]
+    image: ImageRow | None
+    existing: Session | None
+    known_slots: Collection[str]
+
+
+@attrs.frozen(kw_only=True)
+class Match:
+    """A session that a reference matched."""
+
+    id: SessionId
+    name: str
+    status: Status
+    created_at: datetime
+
+
+@attrs.frozen(kw_only=True)
+class KernelMove:
+    """A status change of one kernel. It applies only while the kernel is still ``seen`` in ``incarnation``.
+
+    ``info`` is the reason (kebab-case) that the session keeps and events carry.
+    """
+
+    kernel_id: KernelId
+    session_id: SessionId
+    incarnation: int
+    seen: Status
+    to: Status
+    info: str = ""
+    exit_code: int | None = None
+
+
+class Sessions(Protocol):
+    """Sessions and their kernels."""
+
+    async def enqueue_facts(
+        self, owner: Caller, *, domain: str, group: str, name: str, image: str, architecture: str
+    ) -> EnqueueFacts:
+        """Everything that `services.sessions` decides a creation from. ``image`` may be an alias."""
+
+    async def enqueue(self, session: NewSession) -> bool:
+        """Store the session and its main kernel, PENDING; False when the name is taken by a live session."""
+
+    async def match(
+        self, owner: AccessKey, reference: str, *, include_dead: bool, exact: bool = False
+    ) -> Sequence[Match]:
+        """Up to 10 sessions by the reference rules of data-model §5.3, newest first.
+
+        With ``exact`` only the session whose name, or whole id, the reference is (live before dead).
+        """
+
+    async def get(self, session_id: SessionId) -> Session | None:
+        """The session, dead or alive."""
+
+    async def list(
+        self,
+        owner: AccessKey | None,
+        *,
+        statuses: Collection[Status],
+        limit: int,
+        after: tuple[datetime, SessionId] | None,
+    ) -> Sequence[Session]:
+        """Sessions of an owner (None: everybody's), newest first, after a (created_at, id) position."""
+
+    async def move(self, moves: Sequence[KernelMove], *, now: datetime) -> Sequence[KernelMove]:
+        """Apply the moves that still hold; return those that were applied. One transaction."""
+
+    async def explain_pending(
+        self, session_id: SessionId, reasons: Mapping[str, Any], *, now: datetime
+    ) -> None:
+        """Store why a PENDING session waits. Nothing happens when it is no longer PENDING."""
+
+    async def live(self, session_id: SessionId) -> LiveSession | None:
+        """The session if it is live and has an agent."""
+
+    async def live_owned(self) -> Sequence[Session]:
+        """Every live session: what a stop of the local mode has to end."""
+
+
+# ---------------------------------------------------------------- scheduling
+
+
+class Scheduling(Protocol):
+    """What the scheduler reads and writes."""
+
+    async def snapshot(self, *, now: datetime) -> Snapshot:
+        """Pending sessions, agents and quota usage, consistent with each other."""
+
+    async def apply(self, plan: Plan, *, now: datetime) -> Sequence[SessionId]:
+        """Carry out the plan: assignments that still hold (PENDING, agent ALIVE and large enough) become
+        SCHEDULED and count on the agent; reasons of the others are stored. Returns the sessions scheduled."""
+
+    async def to_start(self, limit: int) -> Sequence[KernelToStart]:
+        """SCHEDULED kernels, oldest first."""
+
+    async def claim_start(self, kernel: KernelToStart, *, now: datetime) -> bool:
+        """SCHEDULED -> PREPARING for exactly one caller."""
+
+    async def created(self, kernel_id: KernelId, incarnation: int, *, boot: str, seq: int) -> None:
+        """Note which report can first miss this kernel: the one after the answer to create."""
+
+    async def overdue(self, *, now: datetime, limit: int) -> Sequence[KernelRow]:
+        """Kernels past their deadline, oldest deadline first."""
+
+    async def abandoned(self, *, lost_before: datetime, limit: int) -> Sequence[KernelRow]:
+        """RUNNING and RESTARTING kernels whose agent has been LOST since before that time."""
+
+
+# ---------------------------------------------------------------- agents
+
+
+@attrs.frozen(kw_only=True)
+class Lease:
+    """The right of one worker to write what an agent reports, until it expires."""
+
+    agent_id: AgentId
+    addr: str
+    epoch: int
+    status: AgentStatus
+    #: True when this call took the lease over or for the first time; false when it renewed it.
+    fresh: bool
+
+
+class StaleEpoch(Exception):
+    """Another worker holds the agent's lease by now: whatever was to be written was not."""
+
+
+class AgentStore(Protocol):
+    """Agents, leases, and what agents report."""
+
+    async def register(
+        self, agent_id: AgentId, *, addr: str, scaling_group: str, architecture: str, now: datetime
+    ) -> None:
+        """Make the agent known (status LOST until it reports), or move it to a new address."""
+
+    async def lease(self, owner: str, *, ttl: float) -> Sequence[Lease]:
+        """Take every free or expired lease, renew one's own; returns all that ``owner`` holds now."""
+
+    async def release(self, owner: str) -> None:
+        """Give up all leases of ``owner``, so that another worker need not wait for their end."""
+
+    async def kernels_of(
+        self, agent_id: AgentId, reported: Collection[UUID]
+    ) -> tuple[Sequence[KernelRow], Collection[UUID]]:
+        """Kernels assigned to the agent that are neither dead nor PENDING; and which of the ``reported`` ids
+        have a row at all, in whatever status."""
+
+    async def store_report(self, agent_id: AgentId, epoch: int, report: Report, *, now: datetime) -> None:
+        """Status ALIVE, capacity, version, images. `StaleEpoch` when the lease has gone."""
+
+    async def apply_moves(
+        self, agent_id: AgentId, epoch: int, moves: Sequence[KernelMove], *, now: datetime
+    ) -> Sequence[KernelMove]:
+        """As `Sessions.move`, guarded by the epoch."""
+
+    async def mark_lost(self, agent_id: AgentId, epoch: int, *, now: datetime) -> bool:
+        """ALIVE -> LOST. `StaleEpoch` as above; False when it was not ALIVE."""
+
+
+# ---------------------------------------------------------------- events
+
+
+@attrs.frozen(kw_only=True)
+class EventRow:
+    """A row of the event log; ids grow in commit order."""
+
+    id: int
+    time: datetime
+    type: str
+    session_id: SessionId | None
+    kernel_id: KernelId | None
+    agent_id: AgentId | None
+    owner: AccessKey | None
+    payload: Mapping[str, Any]
+
+
+class Events(Protocol):
+    """The event log and its wake-ups."""
+
+    async def last_id(self) -> int:
+        """Id of the newest event, 0 when there is none."""
+
+    async def after(self, cursor: int, limit: int) -> Sequence[EventRow]:
+        """Events past the cursor, oldest first."""
+
+    def topics(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Topics as they are notified: "events", "keys". A lost connection ends with `StoreUnavailable`.
+
+        ``__anext__`` may be cancelled and called again; nothing is lost.
+        """
+
+
+# ---------------------------------------------------------------- agent link
+
+
+class ReportFeed(Protocol):
+    """Subscription to an agent's reports under an epoch. Iteration ends with `StaleEpoch` when a higher epoch
+    has subscribed."""
+
+    def __aiter__(self) -> AsyncIterator[Report]: ...
+
+    async def ack(self, report: Report, ended: Collection[KernelReport]) -> None:
+        """Tell the agent that these ended kernels are stored and need not be reported again."""
+
+
+class AgentLink(Protocol):
+    """One agent. Refusals are `wire.rpc.AgentRefusal`, silence past a call's deadline `AgentUnreachable`."""
+
+    @property
+    def last_heard(self) -> float:
+        """Trio time of the newest frame of any kind from the agent (-inf: none yet)."""
+
+    async def create_kernel(self, spec: KernelSpec) -> tuple[str, int, KernelReport]:
+        """Start a kernel: (boot, seq, its report). Idempotent on (id, incarnation)."""
+
+    async def destroy_kernel(self, kernel_id: KernelId, incarnation: int, reason: str, epoch: int) -> None:
+        """Begin to end a kernel; its end shows in reports."""
+
+    async def start_run(self, kernel_id: KernelId, incarnation: int, run_id: str, spec: RunSpec) -> Started:
+        """Start the run, or attach when it exists with the same digest (`run-conflict` otherwise)."""
+
+    async def get_run(self, kernel_id: KernelId, run_id: str) -> RunStatus: ...
+
+    async def list_runs(self, kernel_id: KernelId) -> Sequence[RunStatus]: ...
+
+    async def interrupt_run(self, kernel_id: KernelId, run_id: str | None) -> RunStatus | None: ...
+
+    async def read_output(
+        self, kernel_id: KernelId, run_id: str, *, offset: int, max_bytes: int, wait: float
+    ) -> Output:
+        """Output from ``offset`` on; waits up to ``wait`` seconds for some, or for the run's end."""
+
+    async def poll_run(self, kernel_id: KernelId, run_id: str, *, wait: float, max_bytes: int) -> Output:
+        """Legacy: continue at the run's own cursor and advance it."""
+
+    def stream(
+        self, kernel_id: KernelId, run_id: str, *, offset: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[Record | RunStatus]]:
+        """Records from ``offset`` on as they come, then the ended run's status as the last item."""
+
+    def reports(self, epoch: int, owner: str) -> AbstractAsyncContextManager[ReportFeed]:
+        """Subscribe to the agent's reports."""
+
+    async def report(self, epoch: int) -> Report:
+        """A report made now."""
+
+
+class Agents(Protocol):
+    """Links to agents, dialled on first use."""
+
+    def link(self, agent_id: AgentId, addr: str) -> AgentLink: ...

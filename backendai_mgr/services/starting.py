@@ -1,0 +1,111 @@
+"""Carries SCHEDULED kernels to their agents. RUNNING is written by whoever holds the agent's lease."""
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+import trio
+
+from ..domain.lifecycle import RULES
+from ..domain.sessions import KernelToStart
+from ..domain.status import Status
+from ..runtime.failpoint import failpoint
+from ..wire.callosum import AgentError
+from ..wire.rpc import AgentRefusal, AgentUnreachable, KernelSpec
+from .hub import Wake
+from .ports import Agents, KernelMove, Scheduling, Sessions
+
+log = logging.getLogger(__name__)
+
+TICK = 5.0
+BATCH = 64
+#: How many kernels are being created at a time by this worker.
+CONCURRENCY = 32
+RETRY = 0.5
+
+
+class Starter:
+    """Claims SCHEDULED kernels and asks their agents to create them."""
+
+    def __init__(
+        self,
+        scheduling: Scheduling,
+        sessions: Sessions,
+        agents: Agents,
+        *,
+        cluster_id: str,
+        now: Callable[[], datetime],
+        scheduled: Wake,
+    ) -> None:
+        self._scheduling = scheduling
+        self._sessions = sessions
+        self._agents = agents
+        self._cluster_id = cluster_id
+        self._now = now
+        self._scheduled = scheduled
+        self._slots = trio.CapacityLimiter(CONCURRENCY)
+
+    async def run(self) -> None:
+        """Start what is scheduled, for ever. One kernel's trouble does not hold up another's."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                for kernel in await self._scheduling.to_start(BATCH):
+                    if await self._scheduling.claim_start(kernel, now=self._now()):
+                        nursery.start_soon(self._start, kernel)
+                await self._scheduled.wait(TICK)
+
+    async def _start(self, kernel: KernelToStart) -> None:
+        ids = {"session": str(kernel.session_id), "kernel": str(kernel.kernel_id), "agent": kernel.agent_id}
+        async with self._slots:
+            failpoint("start.after_claim")
+            problem = await self._create(kernel)
+            if problem is not None:
+                log.warning("kernel did not start: %s", problem, extra=ids)
+                await self._cancel(kernel)
+
+    async def _create(self, kernel: KernelToStart) -> str | None:
+        """Ask the agent until it answers or the status's own deadline is near; what went wrong, or None."""
+        link = self._agents.link(kernel.agent_id, kernel.agent_addr)
+        stay = RULES[Status.PREPARING].stay
+        assert stay is not None
+        problem = "the agent did not answer in time"
+        with trio.move_on_after(stay.total_seconds() / 2):
+            while True:
+                try:
+                    boot, seq, _ = await link.create_kernel(_spec(kernel, self._cluster_id))
+                    failpoint("start.after_create")
+                    await self._scheduling.created(kernel.kernel_id, kernel.incarnation, boot=boot, seq=seq)
+                    return None
+                except AgentUnreachable as error:
+                    problem = str(error) or problem
+                    await trio.sleep(RETRY)
+                except (AgentRefusal, AgentError) as error:
+                    return str(error)
+        return problem
+
+    async def _cancel(self, kernel: KernelToStart) -> None:
+        """PREPARING -> CANCELLED; the reconciler ends a kernel that the agent may have after all."""
+        move = KernelMove(
+            kernel_id=kernel.kernel_id,
+            session_id=kernel.session_id,
+            incarnation=kernel.incarnation,
+            seen=Status.PREPARING,
+            to=Status.CANCELLED,
+            info="failed-to-start",
+        )
+        await self._sessions.move([move], now=self._now())
+
+
+def _spec(kernel: KernelToStart, cluster_id: str) -> KernelSpec:
+    return KernelSpec(
+        kernel_id=kernel.kernel_id,
+        session_id=kernel.session_id,
+        incarnation=kernel.incarnation,
+        cluster_id=cluster_id,
+        session_name=kernel.session_name,
+        image=kernel.image,
+        architecture=kernel.architecture,
+        slots=dict(kernel.slots),
+        environ=dict(kernel.environ),
+        bootstrap_script=kernel.bootstrap_script,
+    )

@@ -1,0 +1,206 @@
+"""Agents in memory behind `services.ports.Agents`. What goes wrong is data: `refuse`, `silent`."""
+
+from contextlib import asynccontextmanager
+from math import inf
+
+import attrs
+import trio
+
+from backendai_mgr.domain.status import KernelState, RunState
+from backendai_mgr.services.ports import StaleEpoch
+from backendai_mgr.wire.reports import KernelExit, KernelReport, Report
+from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, Output, RunStatus, Started
+
+REPORT_INTERVAL = 3.0
+
+
+class FakeAgent:
+    """One agent: kernels by id, a report every 3 s and after each change."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.boot = "boot-1"
+        self.seq = 0
+        self.kernels: dict = {}
+        self.created: list = []
+        self.destroyed: list = []
+        self.acked: list = []
+        self.runs: dict = {}
+        self.refuse: dict[str, AgentRefusal] = {}  # method -> what it answers, once
+        self.silent = False
+        self.epoch = 0
+        self.last_heard = -inf
+        #: What `poll_run` and `read_output` hand out next: (records, next_offset, ended).
+        self.pieces: list = []
+        self._changed = trio.Event()
+
+    # what tests do to it
+
+    def change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def end_kernel(self, kernel_id, reason="self-terminated", exit_code=None) -> None:
+        self.kernels[kernel_id] = attrs.evolve(
+            self.kernels[kernel_id],
+            state=KernelState.ENDED,
+            exit=KernelExit(reason=reason, exit_code=exit_code),
+        )
+        self.change()
+
+    def restart(self, *, keep: bool) -> None:
+        self.boot += "'"
+        self.seq = 0
+        if not keep:
+            self.kernels.clear()
+        self.change()
+
+    # the port
+
+    async def _called(self, method: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.silent:
+            raise AgentUnreachable(f"{self.name} is silent")
+        self.last_heard = trio.current_time()
+        if method in self.refuse:
+            raise self.refuse.pop(method)
+
+    def make_report(self) -> Report:
+        self.seq += 1
+        return Report(
+            boot=self.boot,
+            seq=self.seq,
+            version="0",
+            architecture="x86_64",
+            capacity={"cpu": "4", "mem": "8589934592"},
+            occupied={},
+            images=[],
+            kernels=list(self.kernels.values()),
+        )
+
+    async def create_kernel(self, spec):
+        await self._called("create_kernel")
+        known = self.kernels.get(spec.kernel_id)
+        if known is None or known.incarnation < spec.incarnation:
+            self.created.append((spec.kernel_id, spec.incarnation))
+            self.kernels[spec.kernel_id] = KernelReport(
+                id=spec.kernel_id,
+                session_id=spec.session_id,
+                incarnation=spec.incarnation,
+                cluster_id=spec.cluster_id,
+                state=KernelState.RUNNING,
+            )
+        self.seq += 1
+        self.change()
+        return self.boot, self.seq, self.kernels[spec.kernel_id]
+
+    async def destroy_kernel(self, kernel_id, incarnation, reason, epoch):
+        await self._called("destroy_kernel")
+        if epoch < self.epoch:
+            raise AgentRefusal("stale-epoch")
+        self.destroyed.append((kernel_id, incarnation))
+        if kernel_id in self.kernels and self.kernels[kernel_id].state is not KernelState.ENDED:
+            self.end_kernel(kernel_id, reason)
+
+    async def start_run(self, kernel_id, incarnation, run_id, spec):
+        await self._called("start_run")
+        if kernel_id not in self.kernels:
+            raise AgentRefusal("no-such-kernel")
+        known = self.runs.get((kernel_id, run_id))
+        if known is not None and known.digest != spec.digest():
+            raise AgentRefusal("run-conflict")
+        if known is None:
+            self.runs[kernel_id, run_id] = RunStatus(
+                run_id=run_id,
+                incarnation=incarnation,
+                digest=spec.digest(),
+                mode=spec.mode,
+                state=RunState.RUNNING,
+                queued_at=0.0,
+            )
+        return Started(created=known is None, run=self.runs[kernel_id, run_id])
+
+    async def get_run(self, kernel_id, run_id):
+        await self._called("get_run")
+        if (kernel_id, run_id) not in self.runs:
+            raise AgentRefusal("no-such-run")
+        return self.runs[kernel_id, run_id]
+
+    async def list_runs(self, kernel_id):
+        await self._called("list_runs")
+        return [run for (kernel, _), run in self.runs.items() if kernel == kernel_id]
+
+    async def interrupt_run(self, kernel_id, run_id):
+        await self._called("interrupt_run")
+        return None if run_id is None else await self.get_run(kernel_id, run_id)
+
+    async def poll_run(self, kernel_id, run_id, *, wait, max_bytes):
+        run = await self.get_run(kernel_id, run_id)
+        records, end, ended = self.pieces.pop(0)
+        if ended:
+            run = attrs.evolve(run, state=RunState.FINISHED, exit_code=1)
+        return Output(
+            records=[r.pack() for r in records], next_offset=end, run=attrs.evolve(run, end_offset=end)
+        )
+
+    async def read_output(self, kernel_id, run_id, *, offset, max_bytes, wait):
+        return await self.poll_run(kernel_id, run_id, wait=wait, max_bytes=max_bytes)
+
+    async def report(self, epoch):
+        await self._called("report")
+        if epoch < self.epoch:
+            raise AgentRefusal("stale-epoch")
+        return self.make_report()
+
+    @asynccontextmanager
+    async def reports(self, epoch, owner):
+        if epoch < self.epoch:
+            raise StaleEpoch(self.name)
+        self.epoch = epoch
+        yield _Feed(self, epoch)
+
+
+class _Feed:
+    def __init__(self, agent: FakeAgent, epoch: int) -> None:
+        self._agent = agent
+        self._epoch = epoch
+        self._first = True
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        agent = self._agent
+        while True:
+            if not self._first:
+                with trio.move_on_after(REPORT_INTERVAL):
+                    await agent._changed.wait()
+            self._first = False
+            if agent.epoch > self._epoch:
+                raise StaleEpoch(agent.name)
+            if not agent.silent:
+                break
+            await trio.sleep(REPORT_INTERVAL)
+        agent.last_heard = trio.current_time()
+        return agent.make_report()
+
+    async def ack(self, report, ended):
+        await trio.lowlevel.checkpoint()
+        for kernel in ended:
+            self._agent.acked.append((kernel.id, kernel.incarnation))
+            known = self._agent.kernels.get(kernel.id)
+            if known is not None and known.incarnation == kernel.incarnation:
+                del self._agent.kernels[kernel.id]
+
+
+class FakeAgents:
+    """Dials `FakeAgent` by id."""
+
+    def __init__(self, *names: str) -> None:
+        self.agents = {name: FakeAgent(name) for name in names or ("i-1",)}
+
+    def link(self, agent_id, addr):
+        return self.agents[agent_id]
+
+    def __getitem__(self, name: str) -> FakeAgent:
+        return self.agents[name]
