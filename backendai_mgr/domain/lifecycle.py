@@ -1,7 +1,7 @@
 """The one table of statuses: where each may go, who moves it on, by when, and what happens otherwise.
 
 Everything about transitions lives here. Writers guard their UPDATE with the status they leave and the
-kernel's incarnation; the reaper reads the deadlines (design §2, "Bounded life").
+kernel's incarnation; the reaper reads the deadlines.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """What to do when "should" (kernel rows) and "does" (an agent's report) meet. Pure, repeatable.
 
 A kernel is *missing* when a report that must know it does not show it: one with another ``boot``, or with a
-``seq`` not below that of the agent's answer to create (design §4).
+``seq`` not below that of the agent's answer to create.
 """
 
 from collections.abc import Collection, Sequence

@@ -77,7 +77,7 @@ class Session:
 
     @property
     def kernel_id(self) -> KernelId:
-        """The main kernel's id, which is the session's (design §7)."""
+        """The main kernel's id, which is the session's."""
         return KernelId(self.id)
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 
+#: Decimal places before and behind the point: exabytes and billionths, and no text that is all zeros.
+DIGITS = 30
+
 _SCALE = {letter: 1024**power for power, letter in enumerate("kmgtpezy", 1)}
 
 
@@ -13,6 +16,8 @@ def parse_amount(text: str | int | float | Decimal) -> Decimal:
     """
     if isinstance(text, bool):
         raise ValueError("not an amount")
+    if isinstance(text, str) and len(text) > 2 * DIGITS:
+        raise ValueError("an amount is not that long")
     word = str(text).strip().lower().replace("_", "")
     if word in ("inf", "infinite", "infinity"):
         return Decimal("Infinity")
@@ -25,12 +30,14 @@ def parse_amount(text: str | int | float | Decimal) -> Decimal:
         factor = _SCALE[word[-1]]
         word = word[:-1]
     try:
-        amount = Decimal(word) * factor
+        amount = Decimal(word)
     except InvalidOperation:
         raise ValueError(f"not an amount: {str(text)[:40]!r}") from None
     if amount.is_nan() or amount < 0:
         raise ValueError("an amount is zero or more")
-    return amount
+    if amount.is_finite() and amount and not -DIGITS < amount.adjusted() < DIGITS:
+        raise ValueError("an amount of that size is not one of anything")
+    return amount * factor
 
 
 def format_amount(amount: Decimal) -> str:

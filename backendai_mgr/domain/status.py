@@ -33,7 +33,7 @@ STARTING = frozenset({Status.SCHEDULED, Status.PREPARING, Status.PULLING})
 
 
 class AgentStatus(enum.StrEnum):
-    """Status of an agent. UPDATING and UNHEALTHY are ours (design §7)."""
+    """Status of an agent. UPDATING and UNHEALTHY are ours."""
 
     ALIVE = "ALIVE"
     LOST = "LOST"
@@ -44,7 +44,7 @@ class AgentStatus(enum.StrEnum):
 
 
 class RunState(enum.StrEnum):
-    """State of a run; the shim alone moves it (design §5)."""
+    """State of a run; the shim alone moves it."""
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -17,7 +17,7 @@ QUIET = 60.0
 
 @attrs.define(kw_only=True)
 class Backoff:
-    """Delays in seconds between attempts at one thing: doubling, bounded, and forgotten after a quiet time."""
+    """Delays in seconds between attempts at one thing: doubling, bounded, forgotten after a quiet time."""
 
     first: float = FIRST_DELAY
     longest: float = LONGEST_DELAY

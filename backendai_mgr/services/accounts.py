@@ -1,4 +1,4 @@
-"""Key pairs for authentication, cached in each worker so that a request needs no query (design §6.3)."""
+"""Key pairs for authentication, cached in each worker so that a request needs no query."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection

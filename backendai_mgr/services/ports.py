@@ -59,6 +59,7 @@ class EnqueueFacts:
     owner_is_member: bool
     #: Names of the active scaling groups that the owner may use, sorted.
     scaling_groups: Sequence[str]
+    #: None when unknown, or of a registry that the domain does not allow.
     image: ImageRow | None
     existing: Session | None
     known_slots: Collection[str]
@@ -124,11 +125,6 @@ class Sessions(Protocol):
 
     async def move(self, moves: Sequence[KernelMove], *, now: datetime) -> Sequence[KernelMove]:
         """Apply the moves that still hold; return those that were applied. One transaction."""
-
-    async def explain_pending(
-        self, session_id: SessionId, reasons: Mapping[str, Any], *, now: datetime
-    ) -> None:
-        """Store why a PENDING session waits. Nothing happens when it is no longer PENDING."""
 
     async def live(self, session_id: SessionId) -> LiveSession | None:
         """The session if it is live and has an agent."""

@@ -1,4 +1,4 @@
-"""Use cases of runs: start, interrupt, read. No database statement on the way (design §5): the directory
+"""Use cases of runs: start, interrupt, read. No database statement on the way: the directory
 finds the kernel, its agent's shim decides and answers."""
 
 from collections import OrderedDict
@@ -53,20 +53,20 @@ class RunService:
         with _told_by_agent():
             return live, await self._link(live).start_run(live.kernel_id, live.incarnation, run_id, spec)
 
-    async def get(self, caller: Caller, name: str, run_id: str) -> RunStatus:
+    async def get(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
         """The run as its shim tells it."""
         live = await self._directory.find(caller.access_key, name, exact=True)
         with _told_by_agent():
-            return await self._link(live).get_run(live.kernel_id, run_id)
+            return live, await self._link(live).get_run(live.kernel_id, run_id)
 
-    async def interrupt(self, caller: Caller, name: str, run_id: str) -> RunStatus:
+    async def interrupt(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
         """Interrupt the run, or take it out of the queue; its status afterwards. An ended run stays so."""
         live = await self._directory.find(caller.access_key, name, exact=True)
         with _told_by_agent():
             status = await self._link(live).interrupt_run(live.kernel_id, run_id)
         if status is None:
             raise NotFound("run")
-        return status
+        return live, status
 
     async def interrupt_session(self, caller: Caller, reference: str) -> None:
         """Interrupt whatever runs in the session now."""
@@ -184,6 +184,6 @@ _REFUSALS: Mapping[str, Any] = {
     "no-such-run": lambda message: NotFound("run"),
     "run-conflict": lambda message: RunConflict("This run id was used with another request body."),
     "queue-full": lambda message: Conflict("Too many runs wait in this session."),
-    "bad-request": lambda message: InvalidParameters(message),
+    "bad-request": lambda message: InvalidParameters("The agent refused the request.", {"run": message}),
     "offset-past-end": lambda message: invalid("offset", "past the end of the finished run"),
 }

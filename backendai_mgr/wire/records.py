@@ -1,4 +1,4 @@
-"""The output record, the one shape of output on every hop (design §5, §6), and its folds.
+"""The output record, the one shape of output on every hop, and its folds.
 
 An *offset* is the number of payload bytes, of all streams, before a record in its run. A gap record has no
 data; it says that the ``gap`` bytes from its offset on are gone.

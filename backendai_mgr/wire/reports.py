@@ -1,4 +1,4 @@
-"""What an agent reports: states, never deltas (design §4)."""
+"""What an agent reports: states, never deltas."""
 
 from typing import Any
 from uuid import UUID

@@ -28,7 +28,25 @@ def test_amounts(text, amount):
     assert parse_amount(text) == amount
 
 
-@pytest.mark.parametrize("text", ["", "x", "1x", "-1", "nan", True, "1 2", "g", "--1", "1ee", "0x10"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "1x",
+        "-1",
+        "nan",
+        True,
+        "1 2",
+        "g",
+        "--1",
+        "1ee",
+        "0x10",
+        "1e99999999",
+        "1e-99999999",
+        "9" * 99,
+    ],
+)
 def test_what_is_no_amount(text):
     with pytest.raises(ValueError, match="amount"):
         parse_amount(text)

@@ -81,12 +81,14 @@ class Client:
         return json.loads(self._exactly(int.from_bytes(head, "big")))
 
     def note(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Return (and take) the first note of this kind whose fields have these values."""
+        """Return (and take) the first note of this kind whose fields have these values; pass over replies."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             for index, note in enumerate(self.notes):
                 inner = note.get("run", note) if kind == "run" else note
-                if note["note"] == kind and all(inner.get(name) == value for name, value in fields.items()):
+                if note.get("note") == kind and all(
+                    inner.get(name) == value for name, value in fields.items()
+                ):
                     return self.notes.pop(index)
             self.notes.append(self.receive())
         raise AssertionError(f"no note {kind} {fields}; have {self.notes}")

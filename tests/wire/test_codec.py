@@ -8,7 +8,6 @@ from cattrs import BaseValidationError
 from backendai_mgr.domain.status import KernelState
 from backendai_mgr.wire.codec import make_converter, wire
 
-
 NOBODY = UUID(int=0)
 
 

@@ -1,0 +1,50 @@
+"""Bring a database to the schema that this program needs, or say clearly why it cannot."""
+
+import asyncpg
+
+from ..runtime.resources import resource
+from .pool import Conn
+
+#: The version that ``schema.sql`` writes.
+SCHEMA_VERSION = 1
+OLDEST_SERVER = 14
+
+
+class SchemaMismatch(Exception):
+    """The database cannot be used as it is; the message says what to do."""
+
+
+# Several workers may start on an empty database at once; one of them makes the tables.
+LOCK = "SELECT pg_advisory_xact_lock(4200)"
+IS_EMPTY = "SELECT to_regclass('schema_migrations') IS NULL"
+VERSION = "SELECT max(version) FROM schema_migrations"
+
+
+def schema_sql() -> str:
+    """The statements that make an empty database ours."""
+    return resource("schema.sql").read_text("utf-8")
+
+
+async def ensure_schema(conn: Conn) -> bool:
+    """Make the tables in an empty database; True when this call made them.
+
+    Runs in the caller's transaction (`Database.run`). `SchemaMismatch` when the server is too old, when the
+    tables are of another version, or when tables of the same names are somebody else's.
+    """
+    server = conn.get_server_version()
+    if server.major < OLDEST_SERVER:
+        raise SchemaMismatch(f"PostgreSQL {OLDEST_SERVER} or newer is needed, the server is {server.major}")
+    await conn.execute(LOCK)
+    if await conn.fetchval(IS_EMPTY):
+        try:
+            await conn.execute(schema_sql())
+        except (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError) as error:
+            raise SchemaMismatch(f"the database is not empty and not ours: {error}") from error
+        return True
+    found = await conn.fetchval(VERSION)
+    if found != SCHEMA_VERSION:
+        age = "older" if found is None or found < SCHEMA_VERSION else "newer"
+        raise SchemaMismatch(
+            f"the database has schema version {found}, which is {age} than this program's {SCHEMA_VERSION}"
+        )
+    return False

@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+import trio
+
+from backendai_mgr.db.pool import open_database
+from backendai_mgr.db.schema import SCHEMA_VERSION, SchemaMismatch, ensure_schema
+from backendai_mgr.domain.status import AgentStatus, RunState, Status
+from tests.db.samples import fetch, fetchval
+from tests.support.postgres import DEBIAN, TemporaryPostgres
+
+
+async def test_an_empty_database_is_given_the_schema_once(postgres):
+    async with open_database(postgres.database("template0")) as db:
+        assert await db.run(ensure_schema) is True
+        assert await db.run(ensure_schema) is False
+        assert await fetchval(db, "SELECT max(version) FROM schema_migrations") == SCHEMA_VERSION
+
+
+async def test_workers_that_start_together_make_the_schema_once(postgres):
+    made = []
+
+    async def start(db) -> None:
+        made.append(await db.run(ensure_schema))
+
+    async with open_database(postgres.database("template0")) as db, trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(start, db)
+    assert sorted(made) == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize(("version", "age"), [(0, "older"), (99, "newer")])
+async def test_another_version_is_refused(db, version, age):
+    await fetch(db, "UPDATE schema_migrations SET version = $1", version)
+    with pytest.raises(SchemaMismatch, match=age):
+        await db.run(ensure_schema)
+
+
+async def test_somebody_elses_tables_are_left_alone(postgres):
+    async with open_database(postgres.database("template0")) as db:
+        await fetch(db, "CREATE TABLE users (name text)")
+        with pytest.raises(SchemaMismatch, match="not ours"):
+            await db.run(ensure_schema)
+        assert await fetchval(db, "SELECT to_regclass('domains') IS NULL")
+
+
+@pytest.mark.parametrize(
+    ("type_name", "members"),
+    [
+        ("kernelstatus", [status.value for status in Status]),
+        ("agentstatus", [status.value for status in AgentStatus]),
+        ("runstate", [state.value for state in RunState]),
+    ],
+)
+async def test_enumerations_are_those_of_the_domain(db, type_name, members):
+    labels = await fetchval(db, f"SELECT enum_range(NULL::{type_name})::text[]")
+    assert labels == members
+
+
+@pytest.mark.skipif(not Path(DEBIAN).exists(), reason="PostgreSQL 15 of Debian is not installed")
+def test_the_schema_applies_on_postgresql_15():
+    with TemporaryPostgres(DEBIAN) as server:
+        parameters = server.database()
+        assert server.sql("SELECT version FROM schema_migrations", database=parameters["database"]) == "1"
+
+
+#: (what, query as the code asks it, the index that must serve it)
+HOT = [
+    (
+        "pending by scaling group",
+        "SELECT 1 FROM sessions WHERE status = 'PENDING' AND scaling_group = 'a' ORDER BY created_at",
+        "ix_sessions_pending",
+    ),
+    (
+        "kernels on an agent",
+        "SELECT 1 FROM kernels WHERE agent = 'a' AND status NOT IN ('PENDING', 'TERMINATED', 'CANCELLED')",
+        "ix_kernels_occupying",
+    ),
+    ("deadlines", "SELECT 1 FROM kernels WHERE deadline <= now() ORDER BY deadline", "ix_kernels_deadline"),
+    (
+        "to start",
+        "SELECT 1 FROM kernels WHERE status = 'SCHEDULED' ORDER BY status_changed, id",
+        "ix_kernels_to_start",
+    ),
+    (
+        "name prefix",
+        "SELECT 1 FROM sessions WHERE access_key = 'a' AND name >= 'b' AND name < 'c'",
+        "ix_sessions_access_key_name",
+    ),
+    (
+        "sessions of an owner",
+        "SELECT 1 FROM sessions WHERE access_key = 'a' ORDER BY created_at DESC, id DESC LIMIT 5",
+        "ix_sessions_access_key_created_at",
+    ),
+    ("events", "SELECT 1 FROM events WHERE id > 5 ORDER BY id LIMIT 5", "pk_events"),
+]
+
+
+@pytest.mark.parametrize(("query", "index"), [row[1:] for row in HOT], ids=[row[0] for row in HOT])
+async def test_hot_queries_have_their_index(db, query, index):
+    async def explain(conn) -> str:
+        await conn.execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+        return "\n".join(row[0] for row in await conn.fetch("EXPLAIN " + query))
+
+    assert index in await db.run(explain)
