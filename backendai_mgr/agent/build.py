@@ -1,0 +1,120 @@
+"""The agent, joined from its parts. Nesting is shutdown order: the link goes before the registry."""
+
+import logging
+import os
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from ..runtime.config import ConfigError, ListenAddress
+from ..runtime.paths import PathRefused, check_traversable, socket_dir
+from . import capacity
+from .accounts import FIRST_UID, separate_accounts
+from .backends.process import ProcessBackend
+from .config import AgentConfig
+from .images import load_manifests, packaged_manifests
+from .registry import KernelRegistry, open_registry
+from .server import serve_link
+
+log = logging.getLogger(__name__)
+
+#: Seconds that all kernels together have to end when the agent is told to end them.
+END_KERNELS_TIMEOUT = 5.0
+SHUTDOWN_REASON = "manager-shutdown"
+
+
+async def run_agent(
+    config: AgentConfig,
+    *,
+    stop: trio.Event,
+    end_kernels: trio.Event,
+    task_status: trio.TaskStatus[dict[str, str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run an agent until *stop* or *end_kernels* is set; with the latter all kernels are ended first.
+
+    Otherwise kernels go on, and the next agent on the same data directory adopts them. *task_status* gets
+    ``{"addr": "tcp://HOST:PORT"}`` as soon as managers can connect. Raises `ConfigError` for what the
+    operator has to change, `DataDirInUse` when another agent is at work there.
+    """
+    data_dir = prepare_data_dir(config.data_dir)
+    try:
+        sockets = socket_dir(data_dir)
+    except PathRefused as error:
+        raise ConfigError(f"{error}.") from error
+    manifests = load_manifests(config.images_dir or packaged_manifests())
+    backend = await ProcessBackend.open(data_dir=data_dir, sockets=sockets, manifests=manifests)
+    missing = backend.missing()
+    if "isolation" in missing and not config.is_loopback and not config.allow_unisolated:
+        raise ConfigError(
+            f"`agent.bind`: {config.bind} is reachable from other machines, but: {missing['isolation']}"
+            " Set `agent.allow-unisolated` to accept that."
+        )
+    for name, sentence in missing.items():
+        log.warning("missing capability %s: %s", name, sentence)
+    offered = capacity.offered(
+        capacity.measure(), cpu_overcommit=config.cpu_overcommit, reserved_mem=config.reserved_mem
+    )
+    # Kept and raised below: on its way out of the nurseries it would be wrapped in exception groups.
+    refused: OSError | None = None
+    async with (
+        open_registry(data_dir, backend, offered, separate_accounts=separate_accounts()) as registry,
+        trio.open_nursery() as nursery,
+    ):
+        serve = partial(
+            serve_link, registry, bind=_endpoint(config.bind), report_interval=config.report_interval
+        )
+        try:
+            address = await nursery.start(serve)
+        except OSError as error:
+            refused = error
+        else:
+            task_status.started({"addr": address})
+            await _either(stop, end_kernels)
+            if end_kernels.is_set():
+                await _end_all(registry)
+        nursery.cancel_scope.cancel()
+    if refused is not None:
+        raise ConfigError(f"`agent.bind`: {refused.strerror}.") from refused
+
+
+async def _end_all(registry: KernelRegistry) -> None:
+    with trio.move_on_after(END_KERNELS_TIMEOUT) as scope:
+        await registry.end_all(SHUTDOWN_REASON)
+    if scope.cancelled_caught:
+        log.error("not all kernels ended within %g s", END_KERNELS_TIMEOUT)
+
+
+def _endpoint(address: ListenAddress) -> str:
+    """The address as ZeroMQ spells it."""
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"tcp://{host}:{address.port or '*'}"
+
+
+def prepare_data_dir(path: Path) -> Path:
+    """Make the data directory if it is absent; `ConfigError` when kernels' accounts could not pass it."""
+    separate = separate_accounts()
+    try:
+        path.mkdir(0o711 if separate else 0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"`agent.data-dir`: {path} cannot be made: {error.strerror}.") from error
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"`agent.data-dir`: {path} is not writable.")
+    if separate and (barrier := check_traversable(path, FIRST_UID)):
+        raise ConfigError(
+            f"`agent.data-dir`: kernels have accounts of their own, which cannot pass {barrier}"
+            f" (mode {barrier.stat().st_mode & 0o7777:04o}) on the way to their folders in {path}."
+        )
+    return path.resolve()
+
+
+async def _either(*events: trio.Event) -> None:
+    """Until one of the events is set."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(wait, event)

@@ -1,0 +1,102 @@
+"""Settings of an agent: the ``[agent]`` table of its TOML file; ``conf/agent.toml`` is the sample."""
+
+import ipaddress
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ..runtime.config import ByteSize, ListenAddress, Seconds, structure
+from ..runtime.paths import default_data_dir
+
+_RESERVED_MEM = ByteSize(256 << 20)
+_REPORT_INTERVAL = Seconds(3.0)
+_AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", re.ASCII)
+
+
+def _agent_id(_: Any, field: "attrs.Attribute[str]", value: str) -> None:
+    if not _AGENT_ID.match(value):
+        raise ValueError(f"{_key(field)} must be 1 to 64 letters, digits, dots, dashes or underscores")
+
+
+def _absolute(_: Any, field: "attrs.Attribute[Path]", value: Path | None) -> None:
+    if value is not None and not value.is_absolute():
+        raise ValueError(f"{_key(field)} must be an absolute path, not {str(value)!r}")
+
+
+def _between(least: float, most: float) -> Any:
+    def validate(_: Any, field: "attrs.Attribute[float]", value: float) -> None:
+        if not least <= value <= most:
+            raise ValueError(f"{_key(field)} must be from {least:g} to {most:g}, not {value:g}")
+
+    return validate
+
+
+def _address(value: str | ListenAddress) -> ListenAddress:
+    return value if isinstance(value, ListenAddress) else ListenAddress.parse(value)
+
+
+def _numeric(_: Any, field: "attrs.Attribute[ListenAddress]", value: ListenAddress) -> None:
+    try:
+        ipaddress.ip_address(value.host)
+    except ValueError:
+        raise ValueError(
+            f"{_key(field)} must be a numeric address of this machine, not {value.host!r}"
+        ) from None
+
+
+def _key(field: "attrs.Attribute[Any]") -> str:
+    return field.name.replace("_", "-")
+
+
+def _own_id() -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", platform.node().partition(".")[0])
+    return f"i-{name or 'agent'}"[:64]
+
+
+@attrs.frozen(kw_only=True)
+class AgentConfig:
+    """What an agent is told when it starts. Keys of the file have dashes instead of underscores."""
+
+    #: Identity of the agent in the cluster; stays the same over restarts.
+    id: str = attrs.field(factory=_own_id, validator=_agent_id)
+    #: Where the agent link listens; port 0 takes any free one. Text is parsed.
+    bind: ListenAddress = attrs.field(
+        default=ListenAddress("127.0.0.1", 6001), converter=_address, validator=_numeric
+    )
+    #: Kernels, their output and what must survive a restart.
+    data_dir: Path = attrs.field(factory=default_data_dir, validator=_absolute)
+    #: The cluster this agent belongs to; empty until it has joined one.
+    cluster_id: str = ""
+    scaling_group: str = "default"
+    #: Between two reports to the manager; changes are reported at once.
+    report_interval: Seconds = attrs.field(default=_REPORT_INTERVAL, validator=_between(0.05, 60))
+    #: Processors offered for each one that the machine has.
+    cpu_overcommit: float = attrs.field(default=1.0, validator=_between(0.01, 1000))
+    #: Memory kept for the system and not offered to kernels.
+    reserved_mem: ByteSize = _RESERVED_MEM
+    #: Folder of image manifests; None for those that come with the package.
+    images_dir: Path | None = attrs.field(default=None, validator=_absolute)
+    #: Listen on an address that is not loopback even where kernels are not isolated.
+    allow_unisolated: bool = False
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach `bind`."""
+        return ipaddress.ip_address(self.bind.host).is_loopback
+
+
+@attrs.frozen(kw_only=True)
+class _Document:
+    agent: AgentConfig = attrs.field(factory=AgentConfig)
+
+
+def parse_agent_config(document: Mapping[str, Any]) -> AgentConfig:
+    """The settings in a TOML *document*, whose only table is ``agent``; what it leaves out has its default.
+
+    Raises `ConfigError`, which names the key.
+    """
+    return structure(_Document, document).agent

@@ -1,0 +1,273 @@
+"""All kernels of an agent, as the link server asks for them."""
+
+import fcntl
+import logging
+import os
+import platform
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from uuid import UUID
+
+import trio
+
+from ..domain.ids import is_run_id
+from ..domain.slots import Slots
+from ..wire.reports import KernelReport, Report
+from ..wire.rpc import AgentRefusal, KernelSpec, RunSpec, RunStatus, Started
+from . import capacity
+from .backends.interface import Backend, Shim
+from .handler import Chunk
+from .kernel import Kernel
+from .runs import KernelRuns
+from .scratch import KernelStore
+
+log = logging.getLogger(__name__)
+
+
+class DataDirInUse(Exception):
+    """Another agent works on this data directory."""
+
+
+class KernelRegistry:
+    """The kernels that exist here, and those that ended and are not yet acknowledged: a `Handler`.
+
+    Make it with `open_registry`. Each kernel is a task in the registry's nursery, so that what a caller
+    began goes on when the caller is cancelled.
+    """
+
+    def __init__(
+        self,
+        store: KernelStore,
+        backend: Backend,
+        offered: Slots,
+        nursery: trio.Nursery,
+        *,
+        boot: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._backend = backend
+        self._offered = offered
+        self._nursery = nursery
+        self._boot = boot
+        self._clock = clock
+        self._version = _own_version()
+        self._kernels: dict[UUID, Kernel] = {}
+        self._seq = 0
+        self._changes = 0
+        self._changed = trio.Event()
+
+    # -- reports
+
+    def make_report(self) -> Report:
+        self._seq += 1
+        kernels = [kernel for kernel in self._kernels.values() if kernel.reported]
+        return Report(
+            boot=self._boot,
+            seq=self._seq,
+            version=self._version,
+            architecture=platform.machine(),
+            capacity=self._offered.to_text(),
+            occupied=capacity.occupied(kernel.spec.slots for kernel in kernels if kernel.living).to_text(),
+            images=list(self._backend.images()),
+            kernels=[kernel.report() for kernel in kernels],
+            missing=dict(self._backend.missing()),
+        )
+
+    async def wait_changed(self, seen: int) -> int:
+        while self._changes == seen:
+            await self._changed.wait()
+        return self._changes
+
+    def acknowledge(self, ended: Collection[tuple[UUID, int]]) -> None:
+        for kernel_id, incarnation in ended:
+            kernel = self._kernels.get(kernel_id)
+            if kernel is not None and kernel.spec.incarnation == incarnation and not kernel.living:
+                self._retire(kernel)
+        self._store.forget_retired(self._clock())
+
+    def _retire(self, kernel: Kernel) -> None:
+        try:
+            self._store.retire(kernel.spec.kernel_id, kernel.spec.incarnation)
+        except OSError as error:  # it is reported, and acknowledged, again
+            log.error("the end of kernel %s cannot be recorded: %s", kernel, error)
+        else:
+            kernel.acknowledge()
+
+    # -- kernels
+
+    async def create_kernel(self, spec: KernelSpec) -> KernelReport:
+        """Start the kernel, or attach to the one with this id and incarnation; returns when it runs.
+
+        Refuses stale-incarnation, create-failed.
+        """
+        kernel = self._admit(spec)
+        await kernel.settled.wait()
+        if kernel.failure is not None:
+            raise AgentRefusal("create-failed", kernel.failure)
+        return kernel.report()
+
+    async def destroy_kernel(self, kernel_id: UUID, incarnation: int, reason: str) -> None:
+        """End this incarnation and earlier ones; returns when killing has begun. Nothing for an unknown one.
+
+        A creation that arrives later than this is refused.
+        """
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None or kernel.spec.incarnation < incarnation:
+            self._store.retire(kernel_id, incarnation)
+        if kernel is not None and kernel.spec.incarnation <= incarnation:
+            log.info("kernel %s is destroyed: %s", kernel, reason, extra={"kernel": str(kernel_id)})
+            kernel.ask_end(reason)
+            await kernel.ending.wait()
+
+    async def end_all(self, reason: str) -> None:
+        """End all kernels; returns when neither they nor their shims live. Their ends stay to be reported."""
+        kernels = list(self._kernels.values())
+        for kernel in kernels:
+            kernel.ask_end(reason)
+            kernel.dismiss()
+        for kernel in kernels:
+            await kernel.over.wait()
+
+    def _admit(self, spec: KernelSpec) -> Kernel:
+        old = self._kernels.get(spec.kernel_id)
+        latest = self._store.retired(spec.kernel_id)
+        if spec.incarnation <= latest:
+            raise AgentRefusal("stale-incarnation", f"incarnation {latest} of this kernel is over")
+        if old is not None and spec.incarnation < old.spec.incarnation:
+            raise AgentRefusal("stale-incarnation", f"this kernel is in incarnation {old.spec.incarnation}")
+        if old is not None and spec.incarnation == old.spec.incarnation and old.failure is None:
+            return old
+        return self._begin(spec, old)
+
+    def _begin(self, spec: KernelSpec, predecessor: Kernel | None) -> Kernel:
+        kernel = self._kernel(spec)
+
+        async def make_shim() -> Shim:
+            if predecessor is not None:
+                predecessor.supersede()
+                await predecessor.gone.wait()
+            return await self._backend.start(spec, self._store.prepare(spec))
+
+        self._nursery.start_soon(self._keep, kernel, partial(kernel.live, make_shim))
+        self._note_change()
+        return kernel
+
+    async def adopt_all(self) -> None:
+        """Take over what an earlier agent left; returns when the state of each kernel is known."""
+        for spec, scratch in self._store.scan():
+            kernel = self._kernel(spec)
+            if spec.incarnation <= self._store.retired(spec.kernel_id):
+                kernel.acknowledge()  # the earlier agent was, and began to clean up
+                kernel.ask_end("retired")
+            adopt = partial(self._backend.adopt, spec, scratch)
+            self._nursery.start_soon(self._keep, kernel, partial(kernel.live, adopt, adopted=True))
+        for kernel in list(self._kernels.values()):
+            await kernel.settled.wait()
+
+    def _kernel(self, spec: KernelSpec) -> Kernel:
+        scratch = self._store.scratch(spec.kernel_id)
+        kernel = Kernel(spec, scratch, self._backend, changed=self._note_change, clock=self._clock)
+        self._kernels[spec.kernel_id] = kernel
+        return kernel
+
+    async def _keep(self, kernel: Kernel, live: Callable[[], Awaitable[None]]) -> None:
+        """A kernel's task: its life, and then its removal."""
+        await live()
+        if not kernel.superseded:
+            try:
+                await trio.to_thread.run_sync(self._store.remove, kernel.scratch, abandon_on_cancel=True)
+            except OSError as error:
+                log.error("what kernel %s left cannot be removed: %s", kernel, error)
+            if not kernel.superseded:  # meanwhile
+                self._backend.release(kernel.spec.kernel_id)
+        if self._kernels.get(kernel.spec.kernel_id) is kernel:
+            del self._kernels[kernel.spec.kernel_id]
+        kernel.gone.set()
+        self._note_change()
+
+    def _note_change(self) -> None:
+        self._changes += 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # -- runs
+
+    async def start_run(
+        self, kernel_id: UUID, incarnation: int, run_id: str, digest: str, spec: RunSpec
+    ) -> Started:
+        if not is_run_id(run_id):
+            raise AgentRefusal("bad-request", "a run id is 1 to 64 letters, digits and . _ -")
+        return await self._runs(kernel_id).start(incarnation, run_id, digest, spec)
+
+    async def get_run(self, kernel_id: UUID, run_id: str) -> RunStatus:
+        return await self._runs(kernel_id).get(run_id)
+
+    async def list_runs(self, kernel_id: UUID) -> Sequence[RunStatus]:
+        return await self._runs(kernel_id).list()
+
+    async def interrupt_run(self, kernel_id: UUID, run_id: str | None) -> RunStatus | None:
+        return await self._runs(kernel_id).interrupt(run_id)
+
+    async def read_output(
+        self, kernel_id: UUID, run_id: str, *, offset: int, max_bytes: int, wait: float
+    ) -> Chunk:
+        return await self._runs(kernel_id).read(run_id, offset, max_bytes, wait)
+
+    async def poll_run(self, kernel_id: UUID, run_id: str, *, wait: float, max_bytes: int) -> Chunk:
+        return await self._runs(kernel_id).poll(run_id, wait, max_bytes)
+
+    def _runs(self, kernel_id: UUID) -> KernelRuns:
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None:
+            raise AgentRefusal("no-such-kernel", f"this agent has no kernel {kernel_id}")
+        return kernel.runs
+
+
+@asynccontextmanager
+async def open_registry(
+    data_dir: Path,
+    backend: Backend,
+    offered: Slots,
+    *,
+    separate_accounts: bool,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[KernelRegistry]:
+    """The registry of the kernels in *data_dir* (which must exist), those of earlier agents adopted.
+
+    On leaving kernels go on: the next registry adopts them. Raises `DataDirInUse`.
+    """
+    with _locked(data_dir / "agent.lock"):
+        store = KernelStore(data_dir, shared_with_kernels=separate_accounts)
+        store.forget_retired(clock())
+        async with trio.open_nursery() as nursery:
+            boot = secrets.token_hex(8)
+            registry = KernelRegistry(store, backend, offered, nursery, boot=boot, clock=clock)
+            await registry.adopt_all()
+            yield registry
+            nursery.cancel_scope.cancel()
+
+
+def _own_version() -> str:
+    try:
+        return version("backendai-mgr")
+    except PackageNotFoundError:  # run from a source tree
+        return "0"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataDirInUse(f"{path.parent} is in use by another agent") from None
+        yield
+    finally:
+        os.close(fd)

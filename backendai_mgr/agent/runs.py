@@ -1,0 +1,221 @@
+"""The runs of one kernel: asked from its shim as long as that lives, read from the disk afterwards."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import attrs
+import trio
+
+from ..domain.status import RunState
+from ..wire.codec import wire
+from ..wire.rpc import AgentRefusal, RunSpec, RunStatus, Started
+from .handler import Chunk
+from .pastruns import PastRuns
+from .runfeed import MAX_CHUNK, RunFeed
+from .scratch import Scratch
+from .shimlink import ShimGone, ShimLink, ShimRefusal, ShimSilent
+
+#: What is kept in memory about so many of a kernel's runs; the shim and the disk know the others.
+_REMEMBERED = 1024
+#: Feeds kept although nobody reads them at the moment.
+_IDLE_FEEDS = 32
+
+_CODES = {
+    "conflict": "run-conflict",
+    "bad-incarnation": "stale-incarnation",
+    "not-found": "no-such-run",
+    "queue-full": "queue-full",
+    "kernel-ended": "kernel-ended",
+}
+
+V = TypeVar("V")
+
+
+class KernelRuns:
+    """All refusals are `AgentRefusal`. Calls wait until the kernel has started."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+        self._link: ShimLink | None = None
+        self._past: PastRuns | None = None
+        self._answerable = trio.Event()  # by the shim or the disk
+        self._statuses: OrderedDict[str, RunStatus] = OrderedDict()
+        self._cursors: OrderedDict[str, int] = OrderedDict()
+        self._feeds: OrderedDict[str, RunFeed] = OrderedDict()
+
+    # -- told by the kernel
+
+    def attach(self, link: ShimLink) -> None:
+        """From now on the shim answers, on this connection."""
+        self._link = link
+        self._answerable.set()
+
+    def detach(self, link: ShimLink) -> None:
+        """This connection has ended: wait for another one, or for the end."""
+        if self._link is link:
+            self._link = None
+            self._answerable = trio.Event()
+
+    async def refresh(self, link: ShimLink) -> None:
+        """After a reconnection: what was told meanwhile is not known, so ask for what is being read."""
+        self._statuses = _only_ended(self._statuses)
+        for run_id, feed in list(self._feeds.items()):
+            if not feed.run.ended:
+                await link.request("status", run_id=run_id)  # the answer passes through on_run
+            feed.disarmed()
+
+    def end(self, past: PastRuns) -> None:
+        """Nothing of the kernel runs any more: what is on disk is final."""
+        self._link, self._past = None, past
+        self._statuses = _only_ended(self._statuses)
+        self._answerable.set()
+        for run_id, feed in self._feeds.items():
+            lost = attrs.evolve(feed.run, state=RunState.LOST, reason=past.reason, ended_at=past.ended_at)
+            feed.update(past.status(run_id) or lost)
+            feed.disarmed()
+
+    def on_run(self, run: RunStatus) -> None:
+        """The shim says that the run is now like this."""
+        _remember(self._statuses, run.run_id, run)
+        if feed := self._feeds.get(run.run_id):
+            feed.update(run)
+
+    def on_more(self, run_id: str, end: int, ended: bool) -> None:
+        """The watch of this run fired."""
+        if feed := self._feeds.get(run_id):
+            feed.advance(end, ended)
+
+    # -- asked by the link server
+
+    async def start(self, incarnation: int, run_id: str, digest: str, spec: RunSpec) -> Started:
+        """Start the run, or attach to the one that was started with this id and digest."""
+        request = {"run_id": run_id, "incarnation": incarnation, "digest": digest, "spec": attrs.asdict(spec)}
+        answer = await self._ask("start", **request)
+        if not isinstance(answer, PastRuns):
+            return Started(created=answer["created"], run=wire.structure(answer["run"], RunStatus))
+        run = answer.status(run_id)
+        if run is None:
+            raise AgentRefusal("kernel-ended", f"the kernel has ended: {answer.reason}")
+        if run.digest != digest:
+            raise AgentRefusal("run-conflict", "this run id was used for another request")
+        return Started(created=False, run=run)
+
+    async def get(self, run_id: str) -> RunStatus:
+        """The run as it is now, with the present end of its output."""
+        answer = await self._ask("status", run_id=run_id)
+        if isinstance(answer, PastRuns):
+            return self._past_status(answer, run_id)
+        return wire.structure(answer["run"], RunStatus)
+
+    async def list(self) -> list[RunStatus]:
+        answer = await self._ask("list")
+        if isinstance(answer, PastRuns):
+            return answer.list()
+        return [wire.structure(run, RunStatus) for run in answer["runs"]]
+
+    async def interrupt(self, run_id: str | None) -> RunStatus | None:
+        """Interrupt this run, or the one that is running, if any. One that has ended stays as it is."""
+        answer = await self._ask("interrupt", run_id=run_id)
+        if isinstance(answer, PastRuns):
+            return None if run_id is None else self._past_status(answer, run_id)
+        return None if answer["run"] is None else wire.structure(answer["run"], RunStatus)
+
+    async def read(self, run_id: str, offset: int, max_bytes: int, wait: float) -> Chunk:
+        """Output from *offset*; waits at most *wait* seconds for some or for the end of the run."""
+        if offset < 0:
+            raise AgentRefusal("bad-request", "an offset is zero or more")
+        with self._feed(await self._known(run_id)) as feed:
+            return await feed.read(offset, max_bytes, wait)
+
+    async def poll(self, run_id: str, wait: float, max_bytes: int) -> Chunk:
+        """What follows the run's legacy cursor, which moves on; waits up to *wait* s for the end of the run.
+
+        Does not wait when there is a full chunk, or when the run asks for input. One poll at a time.
+        """
+        size = max(1, min(max_bytes, MAX_CHUNK))
+        with self._feed(await self._known(run_id)) as feed:
+            async with feed.turn:
+                cursor = await self._cursor(run_id)
+                with trio.move_on_after(wait):
+                    await feed.wait(past=cursor + size - 1, or_input=True)
+                chunk = feed.chunk(cursor, size)
+                if chunk.next_offset != cursor:
+                    await self._cursor(run_id, expected=cursor, advance=chunk.next_offset)
+                return chunk
+
+    # -- within
+
+    async def _ask(self, op: str, **arguments: Any) -> dict[str, Any] | PastRuns:
+        """The shim's answer, or, when it is gone, what it left."""
+        while self._past is None:
+            await self._answerable.wait()
+            if (link := self._link) is None:
+                continue
+            try:
+                return await link.request(op, **arguments)
+            except ShimRefusal as refusal:
+                raise AgentRefusal(_CODES.get(refusal.code, "bad-request"), refusal.message) from None
+            except ShimSilent as error:
+                raise AgentRefusal("kernel-silent", str(error)) from None
+            except ShimGone:
+                self.detach(link)
+        return self._past
+
+    async def _known(self, run_id: str) -> RunStatus:
+        """The run's state as last told; its end of output may be behind."""
+        return self._statuses.get(run_id) or await self.get(run_id)
+
+    def _past_status(self, past: PastRuns, run_id: str) -> RunStatus:
+        run = self._statuses.get(run_id) or past.status(run_id)
+        if run is None:
+            raise AgentRefusal("no-such-run", f"no run {run_id} in this session")
+        _remember(self._statuses, run_id, run)
+        return run
+
+    async def _cursor(self, run_id: str, expected: int | None = None, advance: int | None = None) -> int:
+        answer = await self._ask("cursor", run_id=run_id, expected=expected, advance=advance)
+        if not isinstance(answer, PastRuns):
+            cursor = int(answer["cursor"])
+        else:  # the shim's is gone with it; this is the last that it told
+            cursor = self._cursors.get(run_id, 0) if advance is None else advance
+        _remember(self._cursors, run_id, cursor)
+        return cursor
+
+    async def _watch(self, run_id: str, offset: int, refused: Callable[[], None]) -> None:
+        if self._link is None:
+            raise ShimGone("the kernel has ended")
+        await self._link.watch(run_id, offset, refused)
+
+    @contextmanager
+    def _feed(self, run: RunStatus) -> Iterator[RunFeed]:
+        """The feed of this run, shared by all who read it at the same time."""
+        feed = self._feeds.pop(run.run_id, None)
+        if feed is None:
+            feed = RunFeed(self._scratch.run(run.run_id), run, self._watch)
+        self._feeds[run.run_id] = feed
+        feed.readers += 1
+        try:
+            yield feed
+        finally:
+            feed.readers -= 1
+            if not feed.readers:
+                feed.rest()
+                self._drop_idle_feeds()
+
+    def _drop_idle_feeds(self) -> None:
+        idle = [run_id for run_id, feed in self._feeds.items() if not feed.readers]
+        for run_id in idle[:-_IDLE_FEEDS]:
+            del self._feeds[run_id]
+
+
+def _only_ended(statuses: OrderedDict[str, RunStatus]) -> OrderedDict[str, RunStatus]:
+    return OrderedDict((run_id, run) for run_id, run in statuses.items() if run.ended)
+
+
+def _remember(known: OrderedDict[str, V], key: str, value: V) -> None:
+    known[key] = value
+    known.move_to_end(key)
+    if len(known) > _REMEMBERED:
+        known.popitem(last=False)

@@ -1,0 +1,249 @@
+"""One DEALER to one agent's address: calls and their answers, and what feed and streams share."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import trio
+
+from ..runtime.loglimit import LogLimit
+from ..runtime.zmqsocket import Context, Dealer
+from ..wire import callosum, link
+from ..wire.callosum import AgentError, FrameError, Kind, Message
+from ..wire.rpc import AgentRefusal, AgentUnreachable
+from .feed import Feeds
+from .streams import Streams
+
+log = logging.getLogger(__name__)
+
+#: Seconds until an address that could not even be dialled is tried again.
+_REDIAL = 5.0
+_PING = (callosum.PING, b"", b"")
+
+
+class _Pending:
+    """A call that waits for its answer."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.answer: Message | None = None
+
+
+class Connection:
+    """Runs as a task of its owner (`run`); everything else may be called from any task, also after its end.
+
+    ``interval`` is the agents' report interval, ``silence`` how long a stream's reader waits for a sign of
+    life; both in seconds.
+    """
+
+    def __init__(self, addr: str, *, interval: float, silence: float) -> None:
+        self.addr = addr
+        self.last_heard = -math.inf
+        self.streams = Streams(self._try_send)
+        self.feeds = Feeds(self._try_send, interval=interval)
+        self._interval = interval
+        self.silence = silence
+        self._dealer: Dealer | None = None
+        self._pending: dict[callosum.Key, _Pending] = {}
+        self._seq = 0
+        self._ready = trio.Event()
+        self._users = 0
+        self._retired = False
+        self._trouble: str | None = None
+        self.ended = False
+        self._scope = trio.CancelScope()
+        self._complaints = LogLimit()
+
+    # ------------------------------------------------------------ life
+
+    async def run(self, context: Context) -> None:
+        """Serve the connection until it is retired or cancelled; re-dialling is the socket's work."""
+        try:
+            with self._scope:
+                while True:
+                    try:
+                        await self._serve(context)
+                    except OSError as error:  # not an address, or no socket left
+                        log.warning("agent at %s: %s", self.addr, error)
+                        self._give_up(str(error))
+                        await trio.sleep(_REDIAL)
+                        self._trouble, self._ready = None, trio.Event()
+        finally:
+            self.ended = True
+            self._give_up("the link is closed")
+            self.feeds.abort(self._unreachable)
+
+    async def _serve(self, context: Context) -> None:
+        async with context.dealer(self.addr) as dealer, trio.open_nursery() as nursery:
+            self._dealer = dealer
+            try:
+                nursery.start_soon(self._keep_alive)
+                await dealer.send(_PING)
+                await self._receive(dealer)
+            finally:
+                self._dealer = None
+
+    def _give_up(self, trouble: str) -> None:
+        """Let everybody who waits for the agent know that it is in vain. Feeds may wait: it may come."""
+        self._trouble = trouble
+        self._ready.set()
+        for pending in self._pending.values():
+            pending.done.set()
+        self.streams.abort(self._unreachable)
+
+    def retire(self) -> None:
+        """End as soon as nobody uses the connection."""
+        self._retired = True
+        self._end_if_unused()
+
+    def revive(self) -> None:
+        """Take `retire` back."""
+        self._retired = False
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """While inside, the connection does not end by being retired."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        if self._retired and not self._users:
+            self.ended = True
+            self._scope.cancel()
+
+    # ------------------------------------------------------------ calls
+
+    async def ready(self, *, timeout: float) -> None:
+        """Wait until the agent has answered a PING; `AgentUnreachable` when it does not in time."""
+        with trio.move_on_after(timeout) as scope:
+            await self._ready.wait()
+        if scope.cancelled_caught:
+            raise AgentUnreachable(f"{self.addr}: no answer to PING within {timeout:g} s")
+        if self._trouble is not None:
+            raise self._unreachable()
+
+    async def call(self, method: str, arguments: dict[str, Any], *, timeout: float) -> Any:
+        """The result of the agent's method, within *timeout* seconds.
+
+        `AgentRefusal`, `AgentError` and `AgentUnreachable` as `services.ports.AgentLink` says. A call that is
+        cancelled or late is called off at the agent, too.
+        """
+        self._seq += 1
+        try:
+            request = callosum.function(method, self._seq, arguments)
+            frames = callosum.encode(request)
+        except FrameError as error:
+            raise AgentRefusal("bad-request", str(error)) from error
+        try:
+            with self.used(), trio.fail_after(timeout):
+                await self.ready(timeout=timeout)
+                return _result(await self._exchange(request, frames))
+        except trio.TooSlowError:
+            raise AgentUnreachable(f"{self.addr}: no answer to {method} within {timeout:g} s") from None
+
+    async def _exchange(self, request: Message, frames: Sequence[bytes]) -> Message:
+        pending = self._pending[request.key] = _Pending()
+        try:
+            await self.send(frames)
+            await pending.done.wait()
+        finally:
+            del self._pending[request.key]
+            if pending.answer is None:
+                self._try_send(callosum.encode(callosum.cancel(request)))
+        if pending.answer is None:
+            raise self._unreachable()
+        return pending.answer
+
+    # ------------------------------------------------------------ frames
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        """Send, waiting for a connection if there is none; `AgentUnreachable` after the end."""
+        try:
+            if self._dealer is None:
+                raise self._unreachable()
+            await self._dealer.send(frames)
+        except trio.ClosedResourceError:
+            raise self._unreachable() from None
+
+    def _try_send(self, frames: Sequence[bytes]) -> bool:
+        """Send if that is possible at once."""
+        try:
+            if self._dealer is not None:
+                self._dealer.send_nowait(frames)
+                return True
+        except (trio.WouldBlock, trio.ClosedResourceError):
+            pass
+        return False
+
+    async def _keep_alive(self) -> None:
+        """Greet until the agent has answered, then look after feed and streams, every interval."""
+        while True:
+            await trio.sleep(self._interval)
+            if not self._ready.is_set() or self.streams.any_open:
+                self._try_send(_PING)
+            now = trio.current_time()
+            self.feeds.tick(now)
+            self.streams.tick(now, heard=self.last_heard, silence=self.silence, lost=self._unreachable)
+
+    async def _receive(self, dealer: Dealer) -> None:
+        while True:
+            frames = await dealer.recv()
+            self.last_heard = trio.current_time()
+            try:
+                self._dispatch(frames)
+            except FrameError as error:
+                held = self._complaints.admit(self.addr, self.last_heard)
+                if held is not None:
+                    log.warning("agent at %s: dropped a message: %s (%d more before)", self.addr, error, held)
+
+    def _dispatch(self, frames: Sequence[bytes]) -> None:
+        match frames:
+            case [callosum.PONG, _, _]:
+                self._ready.set()
+            case [callosum.UPPER, *_]:
+                self._answer(callosum.decode(frames))
+            case [link.EVENTS | link.STREAM, *_]:
+                self._link_message(link.decode(frames))
+            case _:
+                raise FrameError(f"{len(frames)} frames of no known type")
+
+    def _link_message(self, message: link.LinkMessage) -> None:
+        match message:
+            case link.Reported():
+                self.feeds.on_report(message.report)
+            case link.Refused():
+                self.feeds.on_refused(message.epoch)
+            case link.Data() | link.End() | link.Failed():
+                self.streams.on_message(message)
+            case _:
+                raise FrameError(f"{message.op} is not for a manager")
+
+    def _answer(self, reply: Message) -> None:
+        if reply.kind in (Kind.FUNCTION, Kind.CANCEL, Kind.NULL):
+            raise FrameError(f"a {reply.kind.name} is not for a manager")
+        pending = self._pending.get(reply.key)
+        if pending is not None:  # else its caller has left
+            pending.answer = reply
+            pending.done.set()
+
+    def _unreachable(self) -> AgentUnreachable:
+        return AgentUnreachable(f"{self.addr}: {self._trouble or 'no sign of life'}")
+
+
+def _result(reply: Message) -> Any:
+    """The value of a reply, or the exception that it tells of."""
+    if reply.kind is Kind.RESULT:
+        try:
+            return callosum.value(reply)
+        except FrameError as error:
+            raise AgentError(f"{reply.method}: {error}") from error
+    name, text = callosum.explanation(reply)
+    if reply.kind is Kind.FAILURE and name == AgentRefusal.__name__:
+        raise AgentRefusal.parse(text)
+    raise AgentError(f"{reply.method}: {name or reply.kind.name}: {text}")

@@ -1,0 +1,208 @@
+"""Links to agents (`services.ports.Agents`): one connection per agent's address, dialled at first use."""
+
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import trio
+
+from ..domain.ids import AgentId, KernelId
+from ..runtime.zmqsocket import Context, open_context
+from ..wire import calls
+from ..wire.callosum import AgentError, FrameError
+from ..wire.records import Record
+from ..wire.reports import KernelReport, Report
+from ..wire.rpc import KernelSpec, Output, RunSpec, RunStatus, Started
+from .connection import Connection
+from .feed import Feed
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def open_links(
+    *, report_interval: float = 3.0, silence: float = 15.0, max_agents: int = 4000
+) -> AsyncIterator["AgentLinks"]:
+    """The links of one worker, all closed at the end; calls that are still under way are `AgentUnreachable`.
+
+    *report_interval* is the agents' (seconds): after two without a report a feed subscribes again. A stream's
+    reader waits *silence* seconds for any sign of life. Errors of the body leave in an exception group.
+    """
+    async with open_context(max_sockets=max_agents) as context, trio.open_nursery() as nursery:
+        try:
+            yield AgentLinks(context, nursery, report_interval=report_interval, silence=silence)
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+class AgentLinks:
+    """The connections, by agent and address. Made by `open_links`."""
+
+    def __init__(
+        self, context: Context, nursery: trio.Nursery, *, report_interval: float, silence: float
+    ) -> None:
+        self._context = context
+        self._nursery = nursery
+        self._interval = report_interval
+        self._silence = silence
+        self._connections: dict[tuple[AgentId, str], Connection] = {}
+
+    def link(self, agent_id: AgentId, addr: str) -> "Link":
+        """The agent at *addr* (``tcp://host:port``). Connections to its other addresses end when unused."""
+        for (agent, place), connection in list(self._connections.items()):
+            if agent == agent_id and place != addr:
+                connection.retire()
+        return Link(self, agent_id, addr)
+
+    def known(self, agent_id: AgentId, addr: str) -> Connection | None:
+        """The connection if there is one."""
+        connection = self._connections.get((agent_id, addr))
+        return None if connection is None or connection.ended else connection
+
+    def connection(self, agent_id: AgentId, addr: str) -> Connection:
+        """The connection, dialled if need be."""
+        connection = self.known(agent_id, addr)
+        if connection is None:
+            connection = Connection(addr, interval=self._interval, silence=self._silence)
+            self._connections[agent_id, addr] = connection
+            self._nursery.start_soon(self._run, (agent_id, addr), connection)
+        connection.revive()
+        return connection
+
+    async def _run(self, key: tuple[AgentId, str], connection: Connection) -> None:
+        try:
+            await connection.run(self._context)
+        finally:
+            if self._connections.get(key) is connection:
+                del self._connections[key]
+
+
+class Link:
+    """One agent (`services.ports.AgentLink`); a handle that may be kept for as long as one likes.
+
+    Every call raises `AgentRefusal` (the agent says no), `AgentUnreachable` (no answer in time) or
+    `AgentError` (the agent broke, or its answer makes no sense).
+    """
+
+    def __init__(self, links: AgentLinks, agent_id: AgentId, addr: str) -> None:
+        self._links = links
+        self._agent_id = agent_id
+        self._addr = addr
+
+    @property
+    def last_heard(self) -> float:
+        """Trio time of the newest frame of any kind from the agent (-inf: none yet)."""
+        connection = self._links.known(self._agent_id, self._addr)
+        return -math.inf if connection is None else connection.last_heard
+
+    # ------------------------------------------------------------ kernels
+
+    async def create_kernel(self, spec: KernelSpec) -> tuple[str, int, KernelReport]:
+        """Start a kernel: (boot, seq, its report). Idempotent on (id, incarnation)."""
+        created = _as(calls.Created, await self._call(calls.CreateKernel(spec=spec)))
+        return created.boot, created.seq, created.kernel
+
+    async def destroy_kernel(self, kernel_id: KernelId, incarnation: int, reason: str, epoch: int) -> None:
+        """Begin to end a kernel; its end shows in reports."""
+        await self._call(
+            calls.DestroyKernel(kernel_id=kernel_id, incarnation=incarnation, reason=reason, epoch=epoch)
+        )
+
+    async def report(self, epoch: int) -> Report:
+        """A report made now."""
+        return _as(Report, await self._call(calls.MakeReport(epoch=epoch)))
+
+    @asynccontextmanager
+    async def reports(self, epoch: int, owner: str) -> AsyncIterator[Feed]:
+        """Subscribe to the agent's reports; a feed that this worker opened before is `StaleEpoch`."""
+        connection = self._links.connection(self._agent_id, self._addr)
+        with connection.used():
+            feed = connection.feeds.open(epoch, owner)
+            try:
+                yield feed
+            finally:
+                connection.feeds.close(feed)
+
+    # ------------------------------------------------------------ runs
+
+    async def start_run(self, kernel_id: KernelId, incarnation: int, run_id: str, spec: RunSpec) -> Started:
+        """Start the run, or attach when it exists with the same digest (`run-conflict` otherwise)."""
+        call = calls.StartRun(
+            kernel_id=kernel_id, incarnation=incarnation, run_id=run_id, digest=spec.digest(), spec=spec
+        )
+        return _as(Started, await self._call(call))
+
+    async def get_run(self, kernel_id: KernelId, run_id: str) -> RunStatus:
+        """The run's present status."""
+        return _as(RunStatus, await self._call(calls.GetRun(kernel_id=kernel_id, run_id=run_id)))
+
+    async def list_runs(self, kernel_id: KernelId) -> Sequence[RunStatus]:
+        """Every run that the kernel's log still has."""
+        return _as(list[RunStatus], await self._call(calls.ListRuns(kernel_id=kernel_id)))
+
+    async def interrupt_run(self, kernel_id: KernelId, run_id: str | None) -> RunStatus | None:
+        """Interrupt a run, or whichever is running; None when none is."""
+        answer = await self._call(calls.InterruptRun(kernel_id=kernel_id, run_id=run_id))
+        return None if answer is None else _as(RunStatus, answer)
+
+    async def read_output(
+        self, kernel_id: KernelId, run_id: str, *, offset: int, max_bytes: int, wait: float
+    ) -> Output:
+        """Output from ``offset`` on; waits up to ``wait`` seconds for some, or for the run's end."""
+        call = calls.ReadOutput(
+            kernel_id=kernel_id,
+            run_id=run_id,
+            offset=offset,
+            max_bytes=min(max_bytes, calls.MAX_OUTPUT),
+            wait=min(wait, calls.MAX_WAIT),
+        )
+        return _as_output(await self._call(call))
+
+    async def poll_run(self, kernel_id: KernelId, run_id: str, *, wait: float, max_bytes: int) -> Output:
+        """Legacy: continue at the run's own cursor and advance it."""
+        call = calls.PollRun(
+            kernel_id=kernel_id,
+            run_id=run_id,
+            wait=min(wait, calls.MAX_WAIT),
+            max_bytes=min(max_bytes, calls.MAX_OUTPUT),
+        )
+        return _as_output(await self._call(call))
+
+    @asynccontextmanager
+    async def stream(
+        self, kernel_id: KernelId, run_id: str, *, offset: int
+    ) -> AsyncIterator[AsyncIterator[Record | RunStatus]]:
+        """Records from ``offset`` on as they come, then the ended run's status as the last item.
+
+        Iterating raises what calls raise; after `AgentUnreachable` a new stream may go on at the same offset.
+        """
+        connection = self._links.connection(self._agent_id, self._addr)
+        with connection.used():
+            await connection.ready(timeout=connection.silence)
+            stream = connection.streams.start(kernel_id, run_id, offset)
+            try:
+                yield stream
+            finally:
+                connection.streams.stop(stream)
+
+    async def _call(self, call: calls.Call) -> Any:
+        connection = self._links.connection(self._agent_id, self._addr)
+        return await connection.call(call.method, calls.to_wire(call), timeout=call.timeout)
+
+
+def _as(kind: type[T], answer: Any) -> T:
+    try:
+        return calls.from_wire(answer, kind)
+    except FrameError as error:
+        raise AgentError(f"the agent's answer makes no sense: {error}") from error
+
+
+def _as_output(answer: Any) -> Output:
+    output = _as(Output, answer)
+    try:
+        for record in output.records:
+            Record.unpack(record)
+    except ValueError as error:
+        raise AgentError(f"the agent's answer makes no sense: {error}") from error
+    return output

@@ -1,0 +1,70 @@
+import re
+import tomllib
+
+import attrs
+import pytest
+
+from backendai_mgr.agent.config import AgentConfig, parse_agent_config
+from backendai_mgr.runtime.config import ConfigError
+from backendai_mgr.runtime.resources import resource
+
+SAMPLE = resource("conf/agent.toml").read_text()
+
+
+def test_the_sample_holds_the_defaults():
+    assert parse_agent_config(tomllib.loads(SAMPLE)) == AgentConfig()
+
+
+def test_the_sample_tells_of_every_key():
+    told = re.findall(r"^#?([a-z-]+) = ", SAMPLE, re.MULTILINE)
+    assert told == [field.name.replace("_", "-") for field in attrs.fields(AgentConfig)]
+
+
+def test_an_empty_document_gives_the_defaults():
+    assert parse_agent_config({}) == AgentConfig()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("id", "two words"),
+        ("id", 7),
+        ("bind", "6001"),
+        ("bind", "127.0.0.1:99999"),
+        ("bind", "localhost:6001"),
+        ("data-dir", "relative/path"),
+        ("data-dir", 5),
+        ("report-interval", 0),
+        ("report-interval", "soon"),
+        ("cpu-overcommit", -1),
+        ("cpu-overcommit", "2"),
+        ("reserved-mem", "much"),
+        ("images-dir", "images"),
+        ("allow-unisolated", "maybe"),
+        ("report_interval", 3.0),
+        ("colour", "blue"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_key(key, value):
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        parse_agent_config({"agent": {key: value}})
+
+
+def test_an_unknown_table_is_refused_by_its_name():
+    with pytest.raises(ConfigError, match="manager"):
+        parse_agent_config({"manager": {}})
+
+
+@pytest.mark.parametrize(
+    ("bind", "loopback"),
+    [
+        ("127.0.0.1:6001", True),
+        ("127.9.9.9:0", True),
+        ("[::1]:6001", True),
+        ("0.0.0.0:6001", False),
+        ("[::]:6001", False),
+        ("192.168.1.5:6001", False),
+    ],
+)
+def test_loopback_is_recognised(bind, loopback):
+    assert AgentConfig(bind=bind).is_loopback is loopback

@@ -1,0 +1,60 @@
+"""The agent is killed at each of its crash points; the next one puts things right."""
+
+import os
+import signal
+import subprocess
+import sys
+from uuid import uuid4
+
+import pytest
+import trio
+
+from backendai_mgr.agent.accounts import separate_accounts
+from backendai_mgr.domain.status import KernelState
+from backendai_mgr.shim.failpoint import VARIABLE
+
+from .harness import PATIENCE, Site, destroy, ended, processes_of, run, shims_of
+
+
+async def victim(site: Site, kernel_id, action, *more, failpoint="") -> subprocess.CompletedProcess:
+    with trio.fail_after(2 * PATIENCE):
+        return await trio.run_process(
+            [sys.executable, "-m", "tests.agent.victim", str(site.data_dir), str(kernel_id), action, *more],
+            env={**os.environ, VARIABLE: f"{failpoint}=kill" if failpoint else ""},
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+
+
+@pytest.mark.parametrize("failpoint", ["kernel.after_scratch", "kernel.after_shim_spawned"])
+async def test_an_agent_that_died_while_starting_a_kernel_can_start_it_again(site, failpoint):
+    kernel_id = uuid4()
+    assert (await victim(site, kernel_id, "create", failpoint=failpoint)).returncode == -signal.SIGKILL
+    async with site.agent() as registry:
+        spec = site.spec(kernel_id=kernel_id)
+        report = await registry.create_kernel(spec)
+        assert report.state is KernelState.RUNNING
+        assert len(shims_of(site.data_dir)) == 1
+        assert (await run(registry, spec, "r", "print('ok')"))[0] == "ok\n"
+        await destroy(registry, site, spec)
+    assert processes_of(kernel_id) == []
+
+
+async def test_an_agent_that_died_while_ending_a_kernel_reports_its_end_later(site):
+    kernel_id = uuid4()
+    result = await victim(site, kernel_id, "end", failpoint="destroy.after_end")
+    assert result.returncode == -signal.SIGKILL
+    async with site.agent() as registry:
+        assert (await ended(registry, kernel_id)).exit.reason == "user-requested"
+        await destroy(registry, site, site.spec(kernel_id=kernel_id))
+    assert shims_of(site.data_dir) == []
+
+
+async def test_an_ordinary_account_can_run_an_agent_too(site):
+    uid = ["61001"] if separate_accounts() else []
+    if uid:
+        os.chown(site.data_dir, int(uid[0]), int(uid[0]))
+    result = await victim(site, uuid4(), "whole-life", *uid)
+    assert result.stderr.decode() == ""
+    assert result.stdout == b"done\n"

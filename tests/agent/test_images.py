@@ -1,0 +1,98 @@
+import platform
+import re
+
+import attrs
+import pytest
+
+from backendai_mgr.agent.accounts import Account, run_as, separate_accounts
+from backendai_mgr.agent.backends.process import ProcessBackend
+from backendai_mgr.agent.images import find_images, load_manifests, packaged_manifests
+from backendai_mgr.runtime.config import ConfigError
+from backendai_mgr.runtime.paths import socket_dir
+
+#: One that no kernel is given.
+ACCOUNT = Account(61000, 61000) if separate_accounts() else None
+
+
+@pytest.fixture
+def python():
+    (manifest,) = load_manifests(packaged_manifests())
+    return manifest
+
+
+async def test_the_python_image_is_reported_with_the_version_that_really_runs(python):
+    (image,) = await find_images([python], ACCOUNT)
+    report = image.report()
+    asked = await run_as(ACCOUNT, [image.interpreter, "-V"], environ={}, timeout=20)
+    assert re.fullmatch(r"local/python:3\.\d+", report.name)
+    assert asked.stdout.decode().startswith(f"Python {report.name.partition(':')[2]}.")
+    assert report.architecture == platform.machine()
+    assert report.aliases == ["python"]
+    assert report.labels["ai.backend.kernelspec"] == "1"
+    assert report.labels["ai.backend.features"] == "query uid-match"
+    assert report.resources == {"cpu": {"min": "1", "max": None}, "mem": {"min": "64m", "max": None}}
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", report.digest)
+
+
+def test_the_digest_tells_manifests_and_interpreters_apart(python):
+    other = attrs.evolve(python, labels={**python.labels, "x": "y"})
+    digests = {manifest.digest(path) for manifest in (python, other) for path in ("/a", "/b")}
+    assert len(digests) == 4
+    reordered = attrs.evolve(python, labels=dict(reversed(python.labels.items())))
+    assert reordered.digest("/a") == python.digest("/a")
+
+
+async def test_the_first_interpreter_that_can_be_executed_is_taken(python, tmp_path):
+    closed = tmp_path / "python3"
+    closed.write_text("#!/bin/sh\necho 3.99\n")
+    (plain,) = await find_images([python], ACCOUNT)
+    manifest = attrs.evolve(python, interpreters=("/nowhere", str(closed), plain.interpreter))
+    (image,) = await find_images([manifest], ACCOUNT)
+    assert image.interpreter == plain.interpreter
+
+
+@pytest.mark.parametrize("words", ["2.7", "3.5", "nonsense", ""])
+async def test_what_is_no_usable_python_is_not_taken(python, site, words):
+    path = site.data_dir / "python3"
+    path.write_text(f"#!/bin/sh\necho {words}\n")
+    path.chmod(0o755)
+    site.data_dir.chmod(0o711)
+    assert await find_images([attrs.evolve(python, interpreters=(str(path),))], ACCOUNT) == []
+
+
+async def test_without_an_interpreter_the_image_is_not_offered_and_the_reason_is_told(python, site):
+    manifest = attrs.evolve(python, interpreters=("/nowhere",))
+    backend = await ProcessBackend.open(
+        data_dir=site.data_dir, sockets=socket_dir(site.data_dir), manifests=[manifest]
+    )
+    assert backend.images() == []
+    assert "account" in backend.missing()
+
+
+async def test_missing_capabilities_are_told_in_sentences(registry):
+    missing = registry.make_report().missing
+    assert set(missing) == {"isolation", "limits", "network"}
+    assert all(sentence.endswith(".") for sentence in missing.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("runtime = 'python'\ninterpreters = []", "name"),
+        ("name = 'a b'\nruntime = 'python'\ninterpreters = []", "name"),
+        ("name = 'a'\nruntime = 'cobol'\ninterpreters = []", "runtime"),
+        ("name = 'a'\nruntime = 'python'\ninterpreters = [3]", "interpreters"),
+        ("name = 'a'\nruntime = 'python'\ninterpreters = []\nlabels = {x = 1}", "labels.x"),
+        ("name = 'a'\nruntime = 'python'\ninterpreters = []\nbase = 'b'", "base"),
+        ("name = ", "TOML"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_by_file_and_key(tmp_path, text, key):
+    (tmp_path / "bad.toml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"bad\.toml.*{re.escape(key)}"):
+        load_manifests(tmp_path)
+
+
+def test_a_folder_without_manifests_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
+        load_manifests(tmp_path)
