@@ -1,0 +1,32 @@
+"""The legacy calls that run code (api-sessions §5.5)."""
+
+from quart import Blueprint, Response
+
+from ..domain.accounts import Caller
+from .auth import authenticated
+from .body import raw_body, reply
+from .context import admit_work, limits, services
+from .decoding import load_object
+from .models.runs import execute_reply, parse_execute
+
+blueprint = Blueprint("execute", __name__)
+
+
+@blueprint.post("/session/<ref>")
+@authenticated
+async def execute(caller: Caller, ref: str) -> Response:
+    """Start a run, or go on with one; the reply comes at its end or after two seconds."""
+    body = load_object(await raw_body(limits().code_body_bytes))
+    asked = parse_execute(body, limits().code_bytes)
+    if asked.mode == "query":
+        admit_work()
+    result = await services().runs.execute(caller, ref, mode=asked.mode, run_id=asked.run_id, code=asked.code)
+    return reply(execute_reply(result))
+
+
+@blueprint.post("/session/<ref>/interrupt")
+@authenticated
+async def interrupt(caller: Caller, ref: str) -> Response:
+    """Interrupt whatever runs in the session now."""
+    await services().runs.interrupt_session(caller, ref)
+    return Response(b"", status=204)

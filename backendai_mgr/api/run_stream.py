@@ -1,0 +1,80 @@
+"""``/stream/session/{name}/runs/{run_id}``: a run's output as it comes, from any offset."""
+
+import json
+from functools import partial
+
+import trio
+from quart import Blueprint
+
+from ..domain.accounts import Caller
+from .auth import authenticated
+from .body import query_parameters
+from .context import admit_work, services
+from .models.runs import FollowOutput, check_within, end_reply, records_reply
+from .output import BATCH_SECONDS, Intake, Joiner
+from .sockets import INVALID_DATA, POLICY, Socket, current_socket, race, serve, stop_with_server
+
+blueprint = Blueprint("run_stream", __name__)
+
+
+@blueprint.websocket("/stream/session/<name>/runs/<run_id>")
+@authenticated
+async def follow(caller: Caller, name: str, run_id: str) -> None:
+    """Frames ``{"records", "next_offset"}``, at the end one with ``finished``.
+
+    A client that comes back with the last ``next_offset`` misses nothing. ``{"interrupt": true}`` from it
+    interrupts the run.
+    """
+    admit_work()
+    offset = query_parameters(FollowOutput).offset
+    _, run = await services().runs.get(caller, name, run_id)
+    check_within(run, offset)
+    socket = current_socket()
+    await socket.open()
+    await serve(
+        socket,
+        partial(_send_output, socket, caller, name, run_id, offset),
+        partial(_obey, socket, caller, name, run_id),
+        partial(stop_with_server, socket),
+    )
+
+
+async def _send_output(socket: Socket, caller: Caller, name: str, run_id: str, offset: int) -> None:
+    async with services().runs.stream(caller, name, run_id, offset=offset) as items:
+        intake = Intake()
+        await race(partial(intake.feed, items), partial(_send_batches, socket, offset, intake))
+
+
+async def _send_batches(socket: Socket, end: int, intake: Intake) -> None:
+    joiner = Joiner()
+    sent_at = trio.current_time() - BATCH_SECONDS
+    while True:
+        batch = await intake.batch(until=sent_at + BATCH_SECONDS)
+        end = batch.records[-1].end if batch.records else end
+        records = joiner.join(batch.records, final=batch.ended is not None)
+        if records:
+            await socket.send_value(records_reply(records, joiner.next_offset(end)))
+            sent_at = trio.current_time()
+        if batch.ended is not None:
+            await socket.send_value(end_reply(batch.ended))
+            await socket.finish()
+            return
+
+
+async def _obey(socket: Socket, caller: Caller, name: str, run_id: str) -> None:
+    """Do what the client's frames say; close on the first that says nothing."""
+    while True:
+        message = await socket.receive_message()
+        try:
+            command = json.loads(message) if isinstance(message, str) else None
+        except (ValueError, RecursionError):
+            command = None
+        match command:
+            case {"interrupt": True, **rest} if not rest:
+                await services().runs.interrupt(caller, name, run_id)
+            case None:
+                await socket.close_now(INVALID_DATA, "Frames are JSON text.")
+                return
+            case _:
+                await socket.close_now(POLICY, 'The only command is {"interrupt": true}.')
+                return
