@@ -1,0 +1,182 @@
+"""One worker of the manager: opens everything, serves until told to stop, and closes in the right order.
+
+The nesting is the order of a stop: HTTP drains first, then the loops end, then the links, then the database.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio import serve as hypercorn_serve
+
+from ..agentlink.links import open_links
+from ..api.app import create_app, server_config
+from ..api.context import RequestIdFilter
+from ..db.pool import open_database
+from ..domain.ids import AgentId
+from ..runtime.supervise import supervise
+from ..services.ports import StoreUnavailable
+from ..services.stopping import end_all_sessions
+from .build import Manager, build, utc_now
+from .config import ManagerConfig
+from .prepare import prepare
+
+log = logging.getLogger(__name__)
+
+#: Start-up waits so long for the database and for the first notifications.
+STARTUP_TIMEOUT = 60.0
+END_SESSIONS_TIMEOUT = 6.0
+CLEANUP_TIMEOUT = 2.0
+
+
+async def serve_manager(
+    config: ManagerConfig,
+    *,
+    stop: trio.Event,
+    end_sessions: trio.Event,
+    task_status: trio.TaskStatus[dict[str, str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until ``stop``; started with ``{"endpoint": URL}`` once sessions can be had.
+
+    A stop ends all sessions as well when ``end_sessions`` is set by then. The process is gone
+    `shutdown_timeout` seconds after ``stop``, whatever a client does.
+    """
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RequestIdFilter())
+    async with trio.open_nursery() as last_resort:
+        last_resort.start_soon(_exit_in_time, stop, config.shutdown_timeout)
+        async with open_database(config.db.parameters) as database:
+            with trio.fail_after(STARTUP_TIMEOUT):
+                await prepare(database, config)
+            async with open_links() as links, trio.open_nursery() as loops:
+                manager = build(config, database, links)
+                with trio.fail_after(STARTUP_TIMEOUT):
+                    await loops.start(manager.hub.run)
+                for name in ("keeper", "scheduler", "starter", "reaper"):
+                    loops.start_soon(partial(supervise, getattr(manager, name).run, name=name))
+                await _serve_http(config, manager, stop, task_status)
+                with trio.move_on_after(END_SESSIONS_TIMEOUT + CLEANUP_TIMEOUT):
+                    await _leave(manager, end_sessions.is_set())
+                loops.cancel_scope.cancel()
+        last_resort.cancel_scope.cancel()
+
+
+async def _serve_http(
+    config: ManagerConfig,
+    manager: Manager,
+    stop: trio.Event,
+    task_status: trio.TaskStatus[dict[str, str]],
+) -> None:
+    """Serve HTTP until ``stop`` and the drain that follows it."""
+    drained = trio.Event()
+    async with trio.open_nursery() as nursery:
+        binds = await nursery.start(
+            partial(
+                _run_hypercorn,
+                create_app(manager.api),
+                _hypercorn_config(config),
+                stop=stop,
+                drained=drained,
+            )
+        )
+        port = urlsplit(binds[0]).port
+        assert port is not None
+        host = config.service_addr.host
+        endpoint = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        log.info("serving at %s", endpoint)
+        if config.local is not None:
+            await _first_of(stop.wait, partial(manager.keeper.first_report, AgentId(config.local.agent_id)))
+        task_status.started({"endpoint": endpoint})
+        await stop.wait()
+        log.info("stopping: no new work from now on")
+        manager.health.draining = True
+        manager.hub.stop()
+        manager.health.stopping.set()
+        with trio.move_on_after(config.drain_timeout + 1):
+            await drained.wait()
+        if not drained.is_set():
+            _shut_connections(port)
+
+
+async def _first_of(*waits: Callable[[], Awaitable[object]]) -> None:
+    """Until the first of *waits* returns, or `STARTUP_TIMEOUT` has passed."""
+    with trio.move_on_after(STARTUP_TIMEOUT):
+        async with trio.open_nursery() as nursery:
+
+            async def wait(one: Callable[[], Awaitable[object]]) -> None:
+                await one()
+                nursery.cancel_scope.cancel()
+
+            for one in waits:
+                nursery.start_soon(wait, one)
+
+
+async def _run_hypercorn(
+    app: Any,
+    config: HypercornConfig,
+    *,
+    stop: trio.Event,
+    drained: trio.Event,
+    task_status: trio.TaskStatus[list[str]],
+) -> None:
+    await hypercorn_serve(app, config, shutdown_trigger=stop.wait, task_status=task_status)
+    drained.set()
+
+
+def _hypercorn_config(config: ManagerConfig) -> HypercornConfig:
+    hypercorn = server_config()
+    host, port = config.service_addr.host, config.service_addr.port
+    hypercorn.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    hypercorn.graceful_timeout = config.drain_timeout
+    hypercorn.backlog = 1024
+    return hypercorn
+
+
+def _shut_connections(port: int) -> None:
+    """Shut down every connection to our port.
+
+    Hypercorn writes inside shielded scopes, so a client that does not read holds up its end for ever unless
+    the socket itself gives way.
+    """
+    shut = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            connection = socket.socket(fileno=os.dup(int(name)))
+        except OSError:
+            continue  # not a socket, or closed meanwhile
+        with connection:
+            try:
+                if connection.getsockname()[1:2] == (port,):
+                    connection.shutdown(socket.SHUT_RDWR)
+                    shut += 1
+            except (OSError, TypeError, IndexError):
+                continue  # not connected, or not an Internet address
+    log.warning("cut %d connections whose clients held up the stop", shut)
+
+
+async def _leave(manager: Manager, end_sessions: bool) -> None:
+    """What is told to others before this worker goes."""
+    try:
+        if end_sessions:
+            left = await end_all_sessions(
+                manager.sessions, manager.hub, now=utc_now, timeout=END_SESSIONS_TIMEOUT
+            )
+            if left:
+                log.warning("%d sessions had not ended in time", left)
+        await manager.keeper.release()
+    except StoreUnavailable as error:
+        log.warning("the database went first: %s", error)
+
+
+async def _exit_in_time(stop: trio.Event, timeout: float) -> None:
+    """The outer deadline: exit although something still hangs."""
+    await stop.wait()
+    await trio.sleep(timeout)
+    log.error("not everything stopped within %.0f s; exiting all the same", timeout)
+    os._exit(0)

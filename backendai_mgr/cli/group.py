@@ -1,0 +1,67 @@
+"""The first page: which commands there are. A command's module is imported when the command is used."""
+
+from importlib import import_module
+
+import attrs
+import click
+
+
+@attrs.frozen
+class _Entry:
+    module: str
+    summary: str
+    hidden: bool = False
+
+
+#: Name -> where it is (the attribute has the command's name) and what the first page says of it.
+_COMMANDS = {
+    "up": _Entry("up", "Run the whole system here: database, manager and agent."),
+    "run": _Entry("run", "Run code in a session and show its output as it comes."),
+    "ps": _Entry("sessions", "List your sessions."),
+    "rm": _Entry("sessions", "End sessions."),
+    "why": _Entry("sessions", "Tell what a session waits for, or why it ended."),
+    "schema": _Entry("admin", "Prepare the database."),
+    "fixture": _Entry("admin", "Load rows from a file into the database."),
+    "worker": _Entry("serving", "Serve the API, as one process. `up` runs it.", hidden=True),
+    "agent": _Entry("serving", "Run sessions on this machine. `up` runs it.", hidden=True),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, entry in _COMMANDS.items() if not entry.hidden]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"{__package__}.{_COMMANDS[cmd_name].module}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name].summary) for name in self.list_commands(ctx)])
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"backendai-mgr {version('backendai-mgr')}")
+        ctx.exit()
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Compute sessions: send code, get an isolated session, lose nothing of its output.
+
+    Start with `backendai-mgr up`, then, in another terminal, `backendai-mgr run 'print(6 * 7)'`.
+    """

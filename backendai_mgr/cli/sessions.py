@@ -1,0 +1,124 @@
+"""`ps`, `rm`, `why`: commands about sessions."""
+
+import json
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import click
+import trio
+
+from ..domain.status import Status
+from . import options
+from .client import ApiError, Client, find_target, open_client
+from .errors import told
+
+#: As many rows as one request may ask for.
+_PAGE = 100
+#: Seconds for the manager to see a session's end.
+_END = 30.0
+
+
+@click.command()
+@options.data_dir
+@click.option("-a", "--all", "everything", is_flag=True, help="Also sessions that have ended.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+def ps(data_dir: Path | None, everything: bool, as_json: bool) -> Any:
+    """List your sessions, newest first."""
+    return partial(_ps, data_dir, everything, as_json)
+
+
+async def _ps(data_dir: Path | None, everything: bool, as_json: bool) -> None:
+    sessions: list[dict[str, Any]] = []
+    query: dict[str, Any] = {"limit": _PAGE}
+    if everything:
+        query["status"] = ",".join(Status)
+    async with open_client(find_target(data_dir)) as client:
+        while True:
+            _, page = await client.call("GET", f"/sessions?{urlencode(query)}")
+            sessions += page["sessions"]
+            if not page.get("next"):
+                break
+            query["after"] = page["next"]
+    if as_json:
+        for session in sessions:
+            click.echo(json.dumps(session))
+    else:
+        _print_table(sessions)
+
+
+def _print_table(sessions: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("NAME", "STATUS", "IMAGE", "AGE", "ID"):
+        table.add_column(title, no_wrap=True)
+    for session in sessions:
+        table.add_row(
+            session["name"],
+            session["status"],
+            session["image"],
+            _age(session["created_at"]),
+            session["id"],
+        )
+    # Not a terminal: no width, so that nothing is cut off for a program that reads this.
+    console = Console(markup=False, highlight=False)
+    console.print(table, soft_wrap=not console.is_terminal, crop=console.is_terminal)
+
+
+def _age(created_at: str) -> str:
+    seconds = max(0, int((datetime.now(UTC) - datetime.fromisoformat(created_at)).total_seconds()))
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+@click.command()
+@options.data_dir
+@click.option("--force", is_flag=True, help="Also a session that is starting or ending (administrators).")
+@click.argument("names", nargs=-1, required=True)
+def rm(data_dir: Path | None, force: bool, names: tuple[str, ...]) -> Any:
+    """End the sessions with these NAMES (or ids)."""
+    return partial(_rm, data_dir, force, names)
+
+
+async def _rm(data_dir: Path | None, force: bool, names: tuple[str, ...]) -> int:
+    failed = False
+
+    async def end(client: Client, name: str) -> None:
+        nonlocal failed
+        try:
+            # By id: the legacy call would take a name for the beginning of another.
+            _, found = await client.call("GET", f"/session/{quote(name, safe='')}/why")
+            forced = "?forced=true" if force else ""
+            await client.call("DELETE", f"/session/{found['session_id']}{forced}", timeout=_END)
+        except ApiError as error:
+            failed = True
+            click.echo(f"Error: {name}: {error}", err=True)
+        else:
+            click.echo(name)
+
+    with told():
+        async with open_client(find_target(data_dir)) as client, trio.open_nursery() as nursery:
+            for name in dict.fromkeys(names):
+                nursery.start_soon(end, client, name)
+    return int(failed)
+
+
+@click.command()
+@options.data_dir
+@click.option("--json", "as_json", is_flag=True, help="Also the data behind the sentence, as JSON.")
+@click.argument("name")
+def why(data_dir: Path | None, as_json: bool, name: str) -> Any:
+    """Tell in a sentence what the session NAME waits for, or why it ended."""
+    return partial(_why, data_dir, as_json, name)
+
+
+async def _why(data_dir: Path | None, as_json: bool, name: str) -> None:
+    async with open_client(find_target(data_dir)) as client:
+        _, found = await client.call("GET", f"/session/{quote(name, safe='')}/why")
+    click.echo(json.dumps(found) if as_json else f"{found['name']} is {found['status']}. {found['sentence']}")

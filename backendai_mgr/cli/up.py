@@ -1,0 +1,86 @@
+"""`up`: the local mode on the command line."""
+
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import trio
+
+from ..app.children import ChildError
+from ..app.local import LocalError, LocalOptions, Running, is_loopback, run_local
+from ..app.pgfiles import PostgresError
+from ..runtime.logging import LoggingConfig, setup_logging
+from ..runtime.paths import default_data_dir
+from . import options
+from .errors import told
+
+
+@click.command()
+@options.data_dir
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="Port; 0 takes a free one."
+)
+@click.option(
+    "--agent-port", type=click.IntRange(0, 65535), help="Port of the agent.  [default: 6001, else a free one]"
+)
+@click.option(
+    "--allow-unisolated", is_flag=True, help="Serve other machines although sessions are not isolated here."
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens, not only what goes wrong.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def up(data_dir: Path | None, verbose: bool, log_format: Literal["text", "json"], **rest: Any) -> Any:
+    """Run the whole system here, in the foreground: PostgreSQL, the manager and an agent.
+
+    Everything is kept in one folder; start it again and your data is there. Ctrl-C ends all sessions and
+    every process; a second one hurries.
+    """
+    logging = LoggingConfig(level="INFO" if verbose else "WARNING", format=log_format)
+    chosen = LocalOptions(data_dir=data_dir or default_data_dir(), logging=logging, **rest)
+    return partial(_up, chosen)
+
+
+async def _up(chosen: LocalOptions) -> None:
+    setup_logging(chosen.logging)
+    stop, hurry = trio.Event(), trio.Event()
+    with told(LocalError, PostgresError, ChildError):
+        async with trio.open_nursery() as nursery:
+            # Before anything starts: a signal during the start stops in good order too.
+            await nursery.start(_watch_signals, stop, hurry)
+            await run_local(
+                chosen,
+                announce=partial(_announce, chosen),
+                stop=stop.wait,
+                hurry=hurry.wait,
+            )
+            nursery.cancel_scope.cancel()
+
+
+async def _watch_signals(stop: trio.Event, hurry: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        task_status.started()
+        async for _ in signals:
+            if stop.is_set():
+                hurry.set()
+            else:
+                stop.set()
+
+
+def _announce(chosen: LocalOptions, running: Running) -> None:
+    """Say where it serves, with which keys, and one line to try. Standard output is flushed."""
+    where = "" if chosen.data_dir == default_data_dir() else f" --data-dir {chosen.data_dir}"
+    lines = [
+        f"backendai-mgr serves at {running.endpoint}; Ctrl-C ends it and all its sessions.",
+        "",
+        "  export BACKEND_ENDPOINT_TYPE=api",
+        f"  export BACKEND_ENDPOINT={running.endpoint}",
+        f"  export BACKEND_ACCESS_KEY={running.access_key}",
+        f"  export BACKEND_SECRET_KEY={running.secret_key}",
+        "",
+        f"Try, in another terminal:  backendai-mgr run{where} 'print(6 * 7)'",
+    ]
+    if not is_loopback(chosen.host):
+        lines.insert(1, "Sessions are NOT isolated: whoever has the keys can do what this account can.")
+    click.echo("\n".join(lines))

@@ -1,0 +1,76 @@
+"""What is checked. `nox` runs the default sessions within ten minutes; CI runs `nox -s compat` as well."""
+
+import os
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.error_on_missing_interpreters = True
+nox.options.default_venv_backend = "virtualenv"
+
+PYTHON_FILES = ("backendai_mgr", "tests", "noxfile.py")
+
+#: The official client, unmodified, with the versions of its dependencies that it was made for: its request
+#: signer reads a private attribute that newer yarl no longer has, and its PyYAML builds only with Cython < 3.
+OFFICIAL_CLIENT = ("backend.ai-client==22.3.2", "yarl==1.9.4", "aiohttp==3.8.6", "blessed==1.20.0")
+
+
+def dependency_group(name: str) -> list[str]:
+    """The requirements of a group in pyproject.toml."""
+    return nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), name)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and formatting."""
+    session.install(*dependency_group("lint"))
+    session.run("ruff", "check", "--no-cache", *PYTHON_FILES)
+    session.run("ruff", "format", "--check", "--no-cache", *PYTHON_FILES)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Static types of the package."""
+    session.install(".", *dependency_group("types"))
+    session.run("mypy", "backendai_mgr", "--cache-dir", os.path.join(session.create_tmp(), "mypy"))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Everything but what needs the official client, against the installed package, not the checkout."""
+    session.install(".", *dependency_group("test"))
+    run_tests(session, "-m", "not compat", *session.posargs)
+
+
+@nox.session
+def compat(session: nox.Session) -> None:
+    """The unmodified official client against a running system."""
+    session.install(".", *dependency_group("test"))
+    client = os.path.join(session.create_tmp(), "client")
+    if not os.path.exists(os.path.join(client, "ok")):
+        install_official_client(session, client)
+    run_tests(session, "-m", "compat", "tests/compat", *session.posargs, env={"OFFICIAL_CLIENT": client})
+
+
+def install_official_client(session: nox.Session, folder: str) -> None:
+    """An environment of its own: its dependencies and ours do not agree."""
+    session.run("python", "-m", "venv", "--clear", folder)
+    constraints = f"{folder}/constraints.txt"
+    with open(constraints, "w") as file:
+        file.write("Cython<3\n")
+    python = f"{folder}/bin/python"
+    session.run(
+        *(python, "-m", "pip", "install", "--quiet", *OFFICIAL_CLIENT),
+        env={"PIP_CONSTRAINT": constraints},
+        external=True,
+    )
+    # Where byte code may not be written at import, each start of the client would compile all of it.
+    session.run(python, "-m", "compileall", "-q", f"{folder}/lib", external=True, success_codes=[0, 1])
+    with open(f"{folder}/ok", "w"):
+        pass
+
+
+def run_tests(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
+    """pytest on the installed package: the checkout is kept off the path, in child processes too."""
+    options = ("-p", "no:cacheprovider", "--import-mode=importlib")
+    session.run("python", "-m", "pytest", *options, *arguments, env={"PYTHONSAFEPATH": "1", **(env or {})})

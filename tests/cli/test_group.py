@@ -1,0 +1,66 @@
+"""The command line's first page, and that it is quick."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "backendai_mgr", *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+
+
+def test_the_first_page_names_the_commands_for_people() -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
+    assert listed == ["up", "run", "ps", "rm", "why", "schema", "fixture"]
+
+
+@pytest.mark.parametrize(
+    "name", ["up", "run", "ps", "rm", "why", "schema", "schema oneshot", "fixture", "fixture populate"]
+)
+def test_every_command_explains_itself(name: str) -> None:
+    done = command(*name.split(), "--help")
+    assert done.returncode == 0
+    assert f"Usage: backendai-mgr {name}" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["worker", "agent"])
+def test_what_up_runs_can_be_run_by_hand(name: str) -> None:
+    done = command(name, "--help")
+    assert done.returncode == 0
+    assert "--config" in done.stdout
+
+
+def test_the_first_page_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['x', '--help']\n"
+        "from backendai_mgr.__main__ import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted({'trio', 'httpx', 'quart', 'asyncpg', 'zmq', 'rich'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["up", "--port", "70000"], "70000 is not in the range"),
+        (["worker", "--config", "/no/such.toml"], "Error: /no/such.toml cannot be read"),
+        (["fixture", "populate", "/no/such.json"], "No such file"),
+    ],
+)
+def test_a_mistake_is_told_without_a_traceback(arguments: list[str], sentence: str) -> None:
+    done = command(*arguments)
+    assert done.returncode in (1, 2)
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,77 @@
+"""The unmodified official command line (22.03) against a running system.
+
+`nox -s compat` installs it into an environment of its own and names that in ``OFFICIAL_CLIENT``.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..system.harness import COMMAND, Installation, Up, temporary_dir
+
+pytestmark = pytest.mark.compat
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    with temporary_dir() as folder, Up(Installation(), folder / "data") as up:
+        yield up
+
+
+@pytest.fixture
+def official(up: Up, tmp_path: Path) -> "Official":
+    return Official(Path(os.environ["OFFICIAL_CLIENT"]) / "bin" / "backend.ai", up, tmp_path)
+
+
+class Official:
+    """The official client, told of the manager as `up` tells a person: by environment variables."""
+
+    def __init__(self, program: Path, up: Up, home: Path) -> None:
+        self._program = program
+        exports = (line.split() for line in up.announced.splitlines())
+        said = dict(words[1].split("=", 1) for words in exports if words[:1] == ["export"])
+        self._environ = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **said}
+
+    def __call__(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [str(self._program), *arguments],
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND,
+        )
+
+
+def test_it_runs_code_and_shows_the_output(official: Official) -> None:
+    done = official("run", "-c", "print(6 * 7)", "python")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["42"]
+
+
+def test_it_shows_both_streams(official: Official) -> None:
+    code = "import sys; print('out'); print('err', file=sys.stderr)"
+    done = official("run", "-q", "-c", code, "python")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out\n"
+    assert "err" in done.stderr
+
+
+def test_it_follows_a_long_run_to_its_end(official: Official) -> None:
+    code = "import time\nfor n in range(5):\n    print(n, flush=True); time.sleep(1)"
+    done = official("run", "-q", "-c", code, "python")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "1", "2", "3", "4"]
+
+
+def test_it_starts_and_ends_a_session_of_its_own(official: Official, up: Up) -> None:
+    made = official("session", "create", "--name", "official-1", "python")
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert up.command("why", "official-1").stdout == "official-1 is RUNNING. It is running.\n"
+    assert up.command("run", "--session", "official-1", "print('shared')").stdout == "shared\n"
+    ended = official("session", "destroy", "official-1")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "official-1 is TERMINATED." in up.command("why", "official-1").stdout
