@@ -1,5 +1,6 @@
 """The sockets over real loopback TCP."""
 
+import select
 from contextlib import asynccontextmanager
 
 import pytest
@@ -38,6 +39,34 @@ async def test_a_thousand_round_trips_lose_no_wake_up_while_one_task_sends_and_a
             for number in range(rounds):
                 await dealer.send([b"%d" % number])
                 assert await answered.receive() == b"%d" % number
+
+
+async def test_a_send_that_swallows_the_news_of_an_arrived_message_still_wakes_its_receiver():
+    got, arrivals = trio.open_memory_channel[bytes](10)
+    with trio.fail_after(30):
+        async with (
+            open_context() as context,
+            context.router(ANY) as router,
+            context.dealer(router.endpoint) as dealer,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def receive() -> None:
+                while True:
+                    await got.send((await dealer.recv())[0])
+
+            await dealer.send([b"hello"])
+            peer, _ = await router.recv()
+            nursery.start_soon(receive)
+            for number in range(200):
+                await trio.testing.wait_all_tasks_blocked()
+                router.send(peer, [b"%d" % number])
+                # Without giving the pump a chance: the message is here, and then somebody sends.
+                assert select.select([dealer._raw.fd], [], [], 5)[0]
+                dealer.send_nowait([b"meanwhile"])
+                with trio.fail_after(2):
+                    assert await arrivals.receive() == b"%d" % number
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_flood_arrives_whole_and_in_order():
