@@ -206,6 +206,7 @@ class Connection:
         match frames:
             case [callosum.PONG, _, _]:
                 self._ready.set()
+                self.feeds.on_pong()
             case [callosum.UPPER, *_]:
                 self._answer(callosum.decode(frames))
             case [link.EVENTS | link.STREAM, *_]:

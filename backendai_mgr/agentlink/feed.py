@@ -26,6 +26,8 @@ class Feed:
         self._error: Callable[[], Exception] | None = None
         self._changed = trio.Event()
         self.last_report = trio.current_time()
+        #: Whether any report has come.
+        self.heard = False
 
     def __aiter__(self) -> AsyncIterator[Report]:
         return self
@@ -56,6 +58,7 @@ class Feed:
 
     def put(self, report: Report) -> None:
         self._newest = report
+        self.heard = True
         self.last_report = trio.current_time()
         self._changed.set()
 
@@ -86,6 +89,11 @@ class Feeds:
     def tick(self, now: float) -> None:
         """Subscribe again when reports stay away: the agent, or the connection to it, began anew."""
         if self._feed is not None and now - self._feed.last_report >= 2 * self._interval:
+            self._feed.subscribe()
+
+    def on_pong(self) -> None:
+        """The connection is there: a feed that was opened before it has not been asked for yet."""
+        if self._feed is not None and not self._feed.heard:
             self._feed.subscribe()
 
     def on_report(self, report: Report) -> None:

@@ -79,6 +79,21 @@ def find_target(data_dir: Path | None, environ: Mapping[str, str] = os.environ) 
     return Target(**{name: said[name] for name in ("endpoint", "access_key", "secret_key")})
 
 
+@attrs.frozen
+class Frames:
+    """The JSON frames of a stream."""
+
+    _websocket: trio_websocket.WebSocketConnection
+
+    async def receive(self) -> Mapping[str, Any] | None:
+        """The next frame; None after a close or the loss of the connection."""
+        try:
+            frame: Mapping[str, Any] = json.loads(await self._websocket.get_message())
+        except trio_websocket.ConnectionClosed:
+            return None
+        return frame
+
+
 @attrs.define
 class Client:
     """Requests to one manager. Made by `open_client`."""
@@ -139,8 +154,8 @@ class Client:
         return await self._http.send(request)
 
     @asynccontextmanager
-    async def frames(self, path: str, **query: Any) -> AsyncIterator[AsyncIterator[Mapping[str, Any]]]:
-        """The JSON frames of a stream. A close or a loss of the connection ends them without an error."""
+    async def frames(self, path: str, **query: Any) -> AsyncIterator[Frames]:
+        """The frames of a stream, from a websocket that is open inside."""
         url = httpx.URL(f"{self.target.endpoint}{path}?{urlencode(query)}")
         headers = self._signed("GET", url.raw_path.decode(), url.netloc.decode(), "application/octet-stream")
         # The library leaves the stream open when the manager closes first, so it is ours.
@@ -248,7 +263,7 @@ async def follow_run(
         opened = trio.current_time()
         try:
             async with client.frames(f"/stream/session/{session_id}/runs/{run_id}", offset=offset) as frames:
-                async for frame in frames:
+                while (frame := await frames.receive()) is not None:
                     if records := [from_json(record) for record in frame.get("records", ())]:
                         await show(records)
                         offset = records[-1].end
@@ -260,17 +275,6 @@ async def follow_run(
             if not passing or trio.current_time() > heard + PATIENCE:
                 raise
         await trio.sleep(backoff.after(trio.current_time() - opened))
-
-
-async def _messages(
-    websocket: trio_websocket.WebSocketConnection,
-) -> AsyncGenerator[Mapping[str, Any], None]:
-    while True:
-        try:
-            message = await websocket.get_message()
-        except trio_websocket.ConnectionClosed:
-            return
-        yield json.loads(message)
 
 
 def _json(content: bytes) -> Any:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -15,11 +16,16 @@ from backendai_mgr.shim.failpoint import VARIABLE
 
 from .harness import PATIENCE, Site, destroy, ended, processes_of, run, shims_of
 
+#: The checkout comes last on the path: it has the tests, while the package may be installed elsewhere.
+VICTIM = f"import sys, runpy; sys.path.append({str(Path(__file__).parents[2])!r})\n" + (
+    "runpy.run_module('tests.agent.victim', run_name='__main__', alter_sys=True)"
+)
+
 
 async def victim(site: Site, kernel_id, action, *more, failpoint="") -> subprocess.CompletedProcess:
     with trio.fail_after(2 * PATIENCE):
         return await trio.run_process(
-            [sys.executable, "-m", "tests.agent.victim", str(site.data_dir), str(kernel_id), action, *more],
+            [sys.executable, "-c", VICTIM, str(site.data_dir), str(kernel_id), action, *more],
             env={**os.environ, VARIABLE: f"{failpoint}=kill" if failpoint else ""},
             capture_stdout=True,
             capture_stderr=True,

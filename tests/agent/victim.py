@@ -1,6 +1,6 @@
 """An agent's registry in a process of its own, for tests that kill it or run it as somebody else.
 
-Usage: ``python -m tests.agent.victim DATA_DIR KERNEL_ID ACTION [UID]``
+Usage: as module ``tests.agent.victim`` with DATA_DIR KERNEL_ID ACTION [UID]``
 """
 
 import os

@@ -33,6 +33,14 @@ async def test_subscribing_brings_a_report_at_once(links, agent):
         assert (await next_report(feed)).boot == agent.boot
 
 
+async def test_a_feed_that_is_opened_while_dialling_need_not_wait_for_an_interval(endpoint):
+    async with (
+        open_links(report_interval=LONG, silence=LONG) as links,
+        links.link(AGENT, endpoint).reports(1, "worker") as feed,
+    ):
+        await next_report(feed)
+
+
 async def test_reports_keep_coming_with_growing_seq(link):
     async with link.reports(1, "worker") as feed:
         seqs = [(await next_report(feed)).seq for _ in range(4)]

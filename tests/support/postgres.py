@@ -169,9 +169,13 @@ class TemporaryPostgres:
         """The binaries where the account can run them: in place, or copied when a parent folder is closed."""
         if not self._as_root or all(parent.stat().st_mode & 0o001 for parent in binaries.resolve().parents):
             return binaries
-        copy = self._home / "pginstall"
-        shutil.copytree(binaries.parent, copy, symlinks=True)
-        return copy / "bin"
+        package = binaries.parents[1]
+        copy = self._home / "lib" / package.name
+        shutil.copytree(binaries.parent, copy / binaries.parent.name, symlinks=True)
+        libraries = package.with_name(f"{package.name}.libs")  # where the wheel's binaries look for them
+        if libraries.is_dir():
+            shutil.copytree(libraries, copy.with_name(libraries.name), symlinks=True)
+        return copy / binaries.parent.name / "bin"
 
 
 def _die_with_parent() -> None:

@@ -148,12 +148,14 @@ def changed(**changes: str | None) -> Any:
     return change
 
 
-def dated(date: str) -> Any:
-    return lambda http, headers: http.headers("GET", "/auth?echo=x", date=date)
+def dated(date: str | timedelta) -> Any:
+    """Signed at that date, or so long ago at the time of the request."""
 
+    def change(http: Http, headers: dict[str, str]) -> dict[str, str]:
+        text = date if isinstance(date, str) else (datetime.now(UTC) - date).isoformat()
+        return http.headers("GET", "/auth?echo=x", date=text)
 
-def ago(minutes: float) -> str:
-    return (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
+    return change
 
 
 AUTH = [
@@ -167,8 +169,8 @@ AUTH = [
     (lambda http, headers: http.headers("GET", "/auth?echo=y"), 401, "auth-failed"),
     (lambda http, headers: http.headers("POST", "/auth?echo=x"), 401, "auth-failed"),
     (dated("yesterday"), 400, "invalid-auth-params"),
-    (dated(ago(16)), 400, "invalid-auth-params"),
-    (dated(ago(-16)), 400, "invalid-auth-params"),
+    (dated(timedelta(minutes=16)), 400, "invalid-auth-params"),
+    (dated(timedelta(minutes=-16)), 400, "invalid-auth-params"),
     (changed(Date=None), 400, "invalid-auth-params"),
     (changed(**{"X-BackendAI-Version": "v1.20160915"}), 400, "generic-bad-request"),
     (changed(**{"X-BackendAI-Version": "latest"}), 400, "generic-bad-request"),

