@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -161,8 +161,7 @@ class Client:
         # The library leaves the stream open when the manager closes first, so it is ours.
         async with await _connect(url) as stream, _nursery() as nursery:
             websocket = await _upgrade(nursery, stream, url, headers)
-            async with aclosing(_messages(websocket)) as messages:
-                yield messages
+            yield Frames(websocket)
             with trio.move_on_after(_CLOSE):
                 await websocket.aclose()
 

@@ -98,12 +98,14 @@ RETURNING k.id, k.session_id, k.incarnation
 
 # ---------------------------------------------------------------- starting
 
-TO_START = """
+KERNELS_TO_START = """
 SELECT k.id, k.session_id, s.name, k.incarnation, k.agent, k.agent_addr, k.image, k.architecture,
        k.occupied_slots, s.environ, s.bootstrap_script
   FROM kernels k JOIN sessions s ON s.id = k.session_id
- WHERE k.status = 'SCHEDULED' ORDER BY k.status_changed, k.id LIMIT $1
+ WHERE {condition} ORDER BY k.status_changed, k.id LIMIT $1
 """
+TO_START = KERNELS_TO_START.format(condition="k.status = 'SCHEDULED'")
+UNANSWERED = KERNELS_TO_START.format(condition="k.status = 'PREPARING' AND k.created_boot IS NULL")
 
 CREATED = """
 UPDATE kernels SET created_boot = $3, created_seq = $4
@@ -165,6 +167,14 @@ class PgScheduling:
 
         async def work(conn: Conn) -> list[KernelToStart]:
             return [_to_start(row) for row in await conn.fetch(TO_START, limit)]
+
+        return await self._db.read(work)
+
+    async def unanswered(self, limit: int) -> Sequence[KernelToStart]:
+        """PREPARING kernels whose create was not answered, as far as is stored, oldest first."""
+
+        async def work(conn: Conn) -> list[KernelToStart]:
+            return [_to_start(row) for row in await conn.fetch(UNANSWERED, limit)]
 
         return await self._db.read(work)
 

@@ -149,6 +149,9 @@ class Scheduling(Protocol):
     async def to_start(self, limit: int) -> Sequence[KernelToStart]:
         """SCHEDULED kernels, oldest first."""
 
+    async def unanswered(self, limit: int) -> Sequence[KernelToStart]:
+        """PREPARING kernels whose create was not answered, as far as is stored, oldest first."""
+
     async def claim_start(self, kernel: KernelToStart, *, now: datetime) -> bool:
         """SCHEDULED -> PREPARING for exactly one caller."""
 

@@ -46,18 +46,23 @@ class Starter:
         self._slots = trio.CapacityLimiter(CONCURRENCY)
 
     async def run(self) -> None:
-        """Start what is scheduled, for ever. One kernel's trouble does not hold up another's."""
+        """Start what is scheduled, for ever. One kernel's trouble does not hold up another's.
+
+        First what an earlier starter claimed and may not have carried out: create can be repeated.
+        """
         async with trio.open_nursery() as nursery:
+            for kernel in await self._scheduling.unanswered(BATCH):
+                nursery.start_soon(self._start, kernel)
             while True:
                 for kernel in await self._scheduling.to_start(BATCH):
                     if await self._scheduling.claim_start(kernel, now=self._now()):
+                        failpoint("start.after_claim")
                         nursery.start_soon(self._start, kernel)
                 await self._scheduled.wait(TICK)
 
     async def _start(self, kernel: KernelToStart) -> None:
         ids = {"session": str(kernel.session_id), "kernel": str(kernel.kernel_id), "agent": kernel.agent_id}
         async with self._slots:
-            failpoint("start.after_claim")
             problem = await self._create(kernel)
             if problem is not None:
                 log.warning("kernel did not start: %s", problem, extra=ids)
@@ -73,7 +78,6 @@ class Starter:
             while True:
                 try:
                     boot, seq, _ = await link.create_kernel(_spec(kernel, self._cluster_id))
-                    failpoint("start.after_create")
                     await self._scheduling.created(kernel.kernel_id, kernel.incarnation, boot=boot, seq=seq)
                     return None
                 except AgentUnreachable as error:

@@ -335,25 +335,33 @@ class FakeStore:
             )
         return placed
 
+    def _to_start(self, s: Session) -> KernelToStart:
+        return KernelToStart(
+            kernel_id=s.kernel_id,
+            session_id=s.id,
+            session_name=s.name,
+            incarnation=s.incarnation,
+            agent_id=s.agent_id,
+            agent_addr=s.agent_addr,
+            image=s.image,
+            architecture=s.architecture,
+            slots=s.requested_slots,
+            environ=s.environ,
+            bootstrap_script=None,
+        )
+
     async def to_start(self, limit):
         await trio.lowlevel.checkpoint()
         self._reach()
+        return [self._to_start(s) for s in self.sessions.values() if s.status is Status.SCHEDULED][:limit]
+
+    async def unanswered(self, limit):
+        await trio.lowlevel.checkpoint()
+        self._reach()
         return [
-            KernelToStart(
-                kernel_id=s.kernel_id,
-                session_id=s.id,
-                session_name=s.name,
-                incarnation=s.incarnation,
-                agent_id=s.agent_id,
-                agent_addr=s.agent_addr,
-                image=s.image,
-                architecture=s.architecture,
-                slots=s.requested_slots,
-                environ=s.environ,
-                bootstrap_script=None,
-            )
+            self._to_start(s)
             for s in self.sessions.values()
-            if s.status is Status.SCHEDULED
+            if s.status is Status.PREPARING and self.created_by[s.id] is None
         ][:limit]
 
     async def claim_start(self, kernel, *, now):

@@ -1,7 +1,9 @@
 """Promises that only the whole program can keep: no query on the way, streams that go on, stops that end."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,11 +12,12 @@ from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 from trio_websocket import ConnectionClosed, open_websocket_url
 
-from .harness import Installation, Up, processes_of, wait_until
+from .harness import PACKAGE, Installation, Up, processes_of, wait_until
 from .http import Http
 
 pytestmark = pytest.mark.system
@@ -120,14 +123,38 @@ async def test_sigterm_closes_streams_resumably_and_outlasts_clients_that_never_
         assert processes_of(up.data_dir) == {}
 
 
+def test_a_worker_that_dies_in_the_middle_of_a_start_is_followed_by_one_that_goes_on(
+    folder: Path,
+) -> None:
+    """At each of the manager's crash points: the session runs, its kernel was made once."""
+    names = set()
+    for source in (PACKAGE / "services").glob("*.py"):
+        names |= set(re.findall(r'failpoint\("([^"]+)"\)', source.read_text()))
+    assert names == {"start.after_claim"}
+    fragile = Installation()
+    fragile.environ["BACKENDAI_FAILPOINTS"] = "start.after_claim=kill"
+    with Up(fragile, folder / "data") as up, closing(Http(up.said)) as http:
+        with contextlib.suppress(httpx.TransportError):
+            http.call("POST", "/session", body={"name": "fragile", "image": "python"})
+        wait_until(lambda: _status(http, "fragile") == "RUNNING", 30, "the session runs")
+        kernels = [c for c in processes_of(up.data_dir).values() if "host.py" in c]
+        assert len(kernels) == 1
+        assert up.stop() == 0
+
+
+def _status(http: Http, name: str) -> str | None:
+    try:
+        return str(http.call("GET", f"/session/{name}").json().get("status"))
+    except httpx.TransportError:
+        return None
+
+
 def _address(http: Http) -> tuple[str, int]:
     host, _, port = http.host.rpartition(":")
     return host, int(port)
 
 
 def _ready(http: Http) -> bool:
-    import httpx
-
     try:
         return http.client.get("/readyz").status_code == 200
     except httpx.HTTPError:
