@@ -10,8 +10,10 @@ from uuid import uuid4
 import pytest
 import trio
 
+import backendai_mgr
 from backendai_mgr.agent.accounts import separate_accounts
 from backendai_mgr.domain.status import KernelState
+from backendai_mgr.runtime.paths import check_traversable
 from backendai_mgr.shim.failpoint import VARIABLE
 
 from .harness import PATIENCE, Site, destroy, ended, processes_of, run, shims_of
@@ -59,6 +61,8 @@ async def test_an_agent_that_died_while_ending_a_kernel_reports_its_end_later(si
 
 async def test_an_ordinary_account_can_run_an_agent_too(site):
     uid = ["61001"] if separate_accounts() else []
+    if uid and check_traversable(Path(backendai_mgr.__file__), int(uid[0])):
+        pytest.skip("the package lies where other accounts cannot go")
     if uid:
         os.chown(site.data_dir, int(uid[0]), int(uid[0]))
     result = await victim(site, uuid4(), "whole-life", *uid)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,12 +21,15 @@ SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 @pytest.fixture
-def other_account(make_shim: Callable[..., Shim]) -> Shim:
-    shim = make_shim([SYSTEM_PYTHON, HOST], uid=UID, gid=UID + 1)
-    os.chown(shim.work, UID, UID + 1)
-    os.chmod(shim.scratch, 0o700)
-    shim.running()
-    return shim
+def other_account(make_shim: Callable[..., Shim]) -> Iterator[Shim]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        # As the agent does: the package itself may lie where the account cannot go.
+        os.chmod(folder, 0o755)
+        shim = make_shim([SYSTEM_PYTHON, shutil.copy(HOST, folder)], uid=UID, gid=UID + 1)
+        os.chown(shim.work, UID, UID + 1)
+        os.chmod(shim.scratch, 0o700)
+        shim.running()
+        yield shim
 
 
 def test_the_interpreter_runs_as_the_kernel_s_account(other_account: Shim) -> None:
