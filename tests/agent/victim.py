@@ -3,6 +3,7 @@
 Usage: as module ``tests.agent.victim`` with DATA_DIR KERNEL_ID ACTION [UID]``
 """
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -56,7 +57,9 @@ async def main(data_dir: str, kernel_id: str, action: str) -> None:
 if __name__ == "__main__":
     data_dir, kernel_id, action, *uid = sys.argv[1:]
     if uid:
-        packaged_manifests()  # loads modules that this account may not be able to read
+        # Load what this account may not be able to read: modules come late, and ours may lie under /root.
+        packaged_manifests()
+        importlib.import_module("email.parser")
         os.setgroups([])
         os.setresgid(int(uid[0]), int(uid[0]), int(uid[0]))
         os.setresuid(int(uid[0]), int(uid[0]), int(uid[0]))
