@@ -17,6 +17,9 @@ from ..wire.records import Record
 from ..wire.rpc import AgentRefusal, AgentUnreachable, RunStatus
 from .feed import TrySend
 
+#: A reader that always finds something lets the other tasks run after this many records.
+_BREATH = 32
+
 Lost = Callable[[], AgentUnreachable]
 
 
@@ -47,7 +50,10 @@ class Stream:
         return self
 
     async def __anext__(self) -> Record | RunStatus:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        if len(self._records) % _BREATH:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
         while not self._records:
             if self._finished:
                 raise StopAsyncIteration

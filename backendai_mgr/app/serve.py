@@ -11,9 +11,11 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+import hypercorn.trio.run
 import trio
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
+from hypercorn.trio.tcp_server import TCPServer
 
 from ..agentlink.links import open_links
 from ..api.app import create_app, server_config
@@ -115,6 +117,20 @@ async def _first_of(*waits: Callable[[], Awaitable[object]]) -> None:
 
             for one in waits:
                 nursery.start_soon(wait, one)
+
+
+class _Connection(TCPServer):
+    """One connection, whose failure is its own: as it comes, Hypercorn lets what a client can provoke (bytes
+    behind a refused upgrade) end the whole server."""
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        except Exception as error:
+            log.warning("a connection failed: %r", error)
+
+
+hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined]
 
 
 async def _run_hypercorn(

@@ -1,11 +1,10 @@
 """The agent's methods: arguments, answers and deadlines, one class per method for both ends of the link.
 
 A call travels as a callosum FUNCTION whose named arguments are the attributes of its class. `from_wire` is as
-strict as `wire.codec`, gives enumerations back as such, and has one error for all that a peer can get wrong.
+strict as `wire.codec` and has one error for all that a peer can get wrong.
 """
 
-import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
@@ -14,9 +13,8 @@ from attrs.validators import and_, ge, le, matches_re, optional
 from cattrs import BaseValidationError, transform_error
 
 from ..domain.ids import RUN_ID
-from ..domain.status import KernelState, RunState
 from .callosum import FrameError
-from .codec import make_converter
+from .codec import wire
 from .reports import KernelReport
 from .rpc import KernelSpec, RunSpec
 
@@ -183,29 +181,15 @@ CALLS: Mapping[str, type[Call]] = {
 # ---------------------------------------------------------------- values on the wire
 
 
-def _enum_hook(kind: type[enum.StrEnum]) -> Callable[[Any, Any], enum.StrEnum]:
-    def structure(value: Any, _: Any) -> enum.StrEnum:
-        if type(value) is not str:
-            raise TypeError(f"expected text, got {type(value).__name__}")
-        return kind(value)
-
-    return structure
-
-
-_converter = make_converter()
-for _kind in (RunState, KernelState):
-    _converter.register_structure_hook(_kind, _enum_hook(_kind))
-
-
 def to_wire(value: Any) -> Any:
     """*value* (attrs values, lists, text, numbers) as maps and lists for `callosum.pack`."""
-    return _converter.unstructure(value)
+    return wire.unstructure(value)
 
 
 def from_wire(data: Any, kind: type[T]) -> T:
     """The *kind* that *data* tells of; `FrameError`, naming the wrong members, when it is something else."""
     try:
-        return _converter.structure(data, kind)
+        return wire.structure(data, kind)
     except BaseValidationError as error:
         raise FrameError("; ".join(transform_error(error))) from error
     except (TypeError, ValueError, AttributeError) as error:  # not even a map

@@ -142,6 +142,26 @@ def test_a_worker_that_dies_in_the_middle_of_a_start_is_followed_by_one_that_goe
         assert up.stop() == 0
 
 
+def test_a_connection_that_fails_takes_no_other_along(shared_up: Up, http: Http) -> None:
+    """Bytes behind a refused upgrade make the HTTP server's own code fail."""
+    upgrade = (
+        f"GET /stream/session/nobody/execute HTTP/1.1\r\nHost: {http.host}\r\n"
+        "Connection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    ).encode()
+    before = processes_of(shared_up.data_dir)
+    for _ in range(20):
+        with socket.create_connection(_address(http), timeout=5) as connection:
+            connection.sendall(upgrade)
+            assert connection.recv(12) == b"HTTP/1.1 400"
+            with contextlib.suppress(OSError):
+                connection.sendall(upgrade)
+                connection.recv(65536)
+    assert http.call("GET", "/auth?echo=fine").status_code == 200
+    workers = {pid for pid, command in before.items() if "backendai_mgr worker " in command}
+    assert workers <= set(processes_of(shared_up.data_dir))
+
+
 def _status(http: Http, name: str) -> str | None:
     try:
         return str(http.call("GET", f"/session/{name}").json().get("status"))
