@@ -91,7 +91,7 @@ def imports(module: str, file: Path) -> Iterator[tuple[int, str]]:
                 base = ".".join([*parents, base]).rstrip(".")
             for alias in node.names:
                 name = f"{base}.{alias.name}"
-                # ``from ..domain import ids`` imports a module, ``from .ids import RunId`` a name of one.
+                # ``from ..domain import ids`` imports a module, ``from .ids import AgentId`` a name of one.
                 ours = name.removeprefix(f"{PACKAGE}.")
                 yield node.lineno, name if ours in MODULES else base
 

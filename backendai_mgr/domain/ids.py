@@ -8,7 +8,6 @@ SessionId = NewType("SessionId", UUID)
 KernelId = NewType("KernelId", UUID)
 AgentId = NewType("AgentId", str)
 AccessKey = NewType("AccessKey", str)
-RunId = NewType("RunId", str)
 
 SESSION_NAME = re.compile(r"(?=.{4,64}\Z)[A-Za-z0-9_][A-Za-z0-9_.-]*[A-Za-z0-9_]\Z", re.ASCII)
 RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z", re.ASCII)

@@ -26,8 +26,6 @@ DEAD = frozenset({Status.TERMINATED, Status.CANCELLED})
 LIVE = frozenset(Status) - DEAD
 #: Holds an agent's resources.
 OCCUPIES_AGENT = frozenset(Status) - DEAD - {Status.PENDING}
-#: Counts against the quotas of key pair, project and domain.
-OCCUPIES_QUOTA = OCCUPIES_AGENT - {Status.TERMINATING}
 #: An agent has been told, or is about to be told, to start this kernel.
 STARTING = frozenset({Status.SCHEDULED, Status.PREPARING, Status.PULLING})
 

@@ -7,6 +7,7 @@ transaction that stores a report, and by the agent.
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from math import inf
 from uuid import UUID
 
@@ -15,6 +16,7 @@ import trio
 
 from ..domain.ids import AgentId, KernelId
 from ..domain.reconcile import Change, Reconciliation, Seen, reconcile
+from ..runtime.supervise import supervise
 from ..wire.callosum import AgentError
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import AgentRefusal, AgentUnreachable
@@ -113,25 +115,32 @@ class AgentKeeper:
             known.scope.deadline = deadline
 
     async def _keep(self, held: "_Held") -> None:
-        """Everything that is done for one agent while its lease lasts."""
+        """Everything that is done for one agent while its lease lasts. Its trouble is no other agent's."""
         lease = held.lease
         ids: dict[str, str] = {"agent": lease.agent_id}
         log.info("keeping agent under epoch %d", lease.epoch, extra=ids)
         watch = AgentWatch(
             self._store, self._agents, self._config, lease, held.look, self._note, now=self._now
         )
-        with held.scope:
-            again = True
-            while again:
-                again = await self._watch(watch, ids)
-                await trio.sleep(RETRY)
-        if self._held.get(lease.agent_id) is held:
-            del self._held[lease.agent_id]
+        try:
+            with held.scope:
+                await supervise(
+                    partial(self._watch_on, watch, ids), name=f"the watch of agent {lease.agent_id}"
+                )
+        finally:
+            if self._held.get(lease.agent_id) is held:
+                del self._held[lease.agent_id]
 
     def _note(self, agent_id: AgentId, report: Report) -> None:
         self.reports[agent_id] = report
         self._reported.set()
         self._reported = trio.Event()
+
+    async def _watch_on(self, watch: "AgentWatch", ids: dict[str, str]) -> None:
+        again = True
+        while again:
+            again = await self._watch(watch, ids)
+            await trio.sleep(RETRY)
 
     @staticmethod
     async def _watch(watch: "AgentWatch", ids: dict[str, str]) -> bool:

@@ -5,6 +5,7 @@ import trio
 from backendai_mgr.domain.status import AgentStatus, Status
 from backendai_mgr.services.sessions import CreateRequest
 
+from ..fakes.links import FakeAgent
 from .conftest import CALLER
 
 
@@ -148,3 +149,24 @@ async def test_sessions_start_after_the_only_agent_came(world, autojump_clock):
         creation = await world.sessions.create(CALLER, CreateRequest(name="session", image="python"))
         assert creation.status == "RUNNING"
         nursery.cancel_scope.cancel()
+
+
+async def test_a_watch_that_crashes_is_started_again_and_harms_no_other(world, autojump_clock, caplog):
+    world.store.add_agent("i-2")
+    world.agents.agents["i-2"] = FakeAgent("i-2")
+    apply_moves, crashes = world.store.apply_moves, ["once"]
+
+    async def apply_moves_once_broken(agent_id, epoch, moves, *, now):
+        if crashes:
+            raise RuntimeError(crashes.pop())
+        return await apply_moves(agent_id, epoch, moves, now=now)
+
+    world.store.apply_moves = apply_moves_once_broken
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery)
+        await world.running()
+        assert not crashes
+        assert "the watch of agent" in caplog.text
+        assert set(world.keeper._held) == {"i-1", "i-2"}
+        nursery.cancel_scope.cancel()
+    assert world.keeper._held == {}
