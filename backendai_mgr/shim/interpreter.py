@@ -1,7 +1,7 @@
 """The child process that runs the user's code, seen from the shim.
 
 The command line is the spec's ``argv`` with one argument appended: the number of the control socket's
-descriptor (always 3, inherited).  So ``argv`` is for example ``["/usr/bin/python3", ".../shim/host.py"]``, or
+descriptor (always 3, inherited).  So ``argv`` is for example ``["/usr/bin/python3", ".../shim/inside/host.py"]``, or
 the same behind a sandbox that passes descriptors on.  Descriptors 0, 1, 2 are /dev/null and two pipes; no
 other is open.  The child leads a session and a process group of its own and dies with the shim.
 

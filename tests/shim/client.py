@@ -21,7 +21,7 @@ import backendai_mgr
 from backendai_mgr.shim.runlog import RunLogReader
 
 ROOT = str(Path(backendai_mgr.__file__).parent.parent)
-HOST = str(Path(backendai_mgr.__file__).parent / "shim" / "host.py")
+HOST = str(Path(backendai_mgr.__file__).parent / "shim" / "inside" / "host.py")
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); from backendai_mgr.shim.main import main; main(sys.argv[2])"
 )

@@ -56,7 +56,7 @@ class ProcessBackend:
     ) -> None:
         self._images = {image.name: image for image in images}
         self._sockets = sockets
-        self._host = _publish_host(data_dir)
+        self._host = _publish_inside(data_dir) / "host.py"
         self._book = book
         self._accounts: dict[UUID, tuple[Account, Path]] = {}  # and the scratch folders that hold them
         self._starting = trio.CapacityLimiter(_STARTS_PER_CPU * len(os.sched_getaffinity(0)))
@@ -233,17 +233,22 @@ def kernel_environ(spec: KernelSpec, image: LocalImage, work: Path) -> dict[str,
     }
 
 
-def _publish_host(data_dir: Path) -> Path:
-    """Put the interpreter host where kernels' accounts can read it, which the package itself may not be."""
-    content = files("backendai_mgr.shim").joinpath("host.py").read_bytes()
-    folder = data_dir / "host" / hashlib.sha256(content).hexdigest()[:16]
+def _publish_inside(data_dir: Path) -> Path:
+    """Put what runs inside of kernels where their accounts can read it, which the package may not be.
+
+    Returns the folder; its name tells its content, so that living kernels keep theirs.
+    """
+    modules = [item for item in files("backendai_mgr.shim.inside").iterdir() if item.name.endswith(".py")]
+    contents = {item.name: item.read_bytes() for item in modules}
+    digest = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()
+    folder = data_dir / "inside" / digest[:16]
     for level in (folder.parent, folder):
         level.mkdir(exist_ok=True)
         level.chmod(0o755)
-    path = folder / "host.py"
-    if not path.exists():
-        write_private(path, content, 0o644)
-    return path
+    for name, content in contents.items():
+        if not (folder / name).exists():
+            write_private(folder / name, content, 0o644)
+    return folder
 
 
 async def _first(*waits: Any) -> None:
