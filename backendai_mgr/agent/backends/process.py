@@ -40,6 +40,10 @@ _SHIM = (
 )
 _PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 _SHIM_ENVIRON = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+_GUEST_ENVIRON = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+#: In the guest's environment: tells its stray processes.
+_MARK = "BACKENDAI_KERNEL_ID"
+_EARLY = ("PYTHON", "LD_", "MALLOC_", "GLIBC_")
 _CORE_COUNT_LABEL = "ai.backend.envs.corecount"
 
 
@@ -56,7 +60,7 @@ class ProcessBackend:
     ) -> None:
         self._images = {image.name: image for image in images}
         self._sockets = sockets
-        self._host = _publish_inside(data_dir) / "host.py"
+        self._guest = _publish_inside(data_dir) / "guest.py"
         self._book = book
         self._accounts: dict[UUID, tuple[Account, Path]] = {}  # and the scratch folders that hold them
         self._starting = trio.CapacityLimiter(_STARTS_PER_CPU * len(os.sched_getaffinity(0)))
@@ -144,7 +148,7 @@ class ProcessBackend:
 
     def _strays(self, spec: KernelSpec) -> list[Process]:
         holding = self._accounts.get(spec.kernel_id)
-        mark = f"BACKENDAI_KERNEL_ID={spec.kernel_id}"
+        mark = f"{_MARK}={spec.kernel_id}"
         found = []
         for pid, _ in command_lines():
             is_its = mark in environment_of(pid) if holding is None else owner_of(pid) == holding[0].uid
@@ -168,9 +172,11 @@ class ProcessBackend:
             "kernel_id": str(spec.kernel_id),
             "incarnation": spec.incarnation,
             "socket": str(socket),
-            "argv": [image.interpreter, str(self._host)],
-            "env": kernel_environ(spec, image, scratch.work),
+            "argv": [image.interpreter, str(self._guest), "python"],
+            "env": {**_GUEST_ENVIRON, **early_environ(spec), _MARK: str(spec.kernel_id)},
             "cwd": str(scratch.work),
+            "setup": {"env": kernel_environ(spec, image, scratch.work), "limits": {}},
+            "mark": f"{_MARK}={spec.kernel_id}",
             "uid": account and account.uid,
             "gid": account and account.gid,
             "leash": LEASH,
@@ -231,6 +237,11 @@ def kernel_environ(spec: KernelSpec, image: LocalImage, work: Path) -> dict[str,
         "BACKENDAI_CLUSTER_ROLE": "main",
         "BACKENDAI_CLUSTER_IDX": "1",
     }
+
+
+def early_environ(spec: KernelSpec) -> dict[str, str]:
+    """What of the user's environment has an effect only if it is there when the interpreter is executed."""
+    return {name: value for name, value in spec.environ.items() if name.startswith(_EARLY)}
 
 
 def _publish_inside(data_dir: Path) -> Path:

@@ -276,6 +276,9 @@ class Host:
             message = self._control.receive()
             if message is None:
                 _exit(0)
+            if "configure" in message:
+                self._configure(**message["configure"])
+                continue
             number = message["run"]
             exit_code, interrupted = self._run(number, message["code"])
             if _getpid() != self._pid:  # user code forked, and its child came back here
@@ -285,6 +288,10 @@ class Host:
             self._streams.end()
             self._restore_interpreter()
             self._control.done(number, exit_code, interrupted)
+
+    def _configure(self, env: "Dict[str, str]") -> None:
+        os.environ.clear()
+        os.environ.update(env)
 
     def _run(self, number: int, code: str) -> "Tuple[int, bool]":
         """Run the code; return its exit code and whether KeyboardInterrupt ended it."""
@@ -434,11 +441,14 @@ def _forget_our_directory() -> None:
     sys.path.insert(0, "")
 
 
-def main() -> None:
+def serve(control_fd: int) -> None:
     _forget_our_directory()
-    control = Control(int(sys.argv.pop()))
     sys.argv[:] = [""]
-    Host(control).serve()
+    Host(Control(control_fd)).serve()
+
+
+def main() -> None:
+    serve(int(sys.argv.pop()))
 
 
 if __name__ == "__main__":
