@@ -80,6 +80,8 @@ class AgentConfig:
     reserved_mem: ByteSize = _RESERVED_MEM
     #: Folder of image manifests; None for those that come with the package.
     images_dir: Path | None = attrs.field(default=None, validator=_absolute)
+    #: Kernels of each Python image that are kept ready; 0 for none.
+    pool_size: int = attrs.field(default=2, validator=_between(0, 64))
     #: Listen on an address that is not loopback even where kernels are not isolated.
     allow_unisolated: bool = False
 

@@ -182,6 +182,9 @@ class Kernel:
     async def _greet(self, link: ShimLink, process: Process) -> None:
         try:
             hello = await link.hello()
+            if hello.unassigned:  # it was ready before anybody asked; now spec.json tells who it is
+                await link.request("assign")
+                hello = await link.hello()
         except (ShimGone, ShimSilent, ShimRefusal) as error:
             log.warning("the shim of kernel %s does not answer: %s", self, error)
             process.kill()

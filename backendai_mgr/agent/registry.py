@@ -17,6 +17,7 @@ import trio
 
 from ..domain.ids import is_run_id
 from ..domain.slots import Slots
+from ..runtime.supervise import supervise
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import AgentRefusal, KernelSpec, RunSpec, RunStatus, Started
 from . import capacity
@@ -77,6 +78,7 @@ class KernelRegistry:
             images=list(self._backend.images()),
             kernels=[kernel.report() for kernel in kernels],
             missing=dict(self._backend.missing()),
+            stats=dict(self._backend.stats()),
         )
 
     async def wait_changed(self, seen: int) -> int:
@@ -152,7 +154,7 @@ class KernelRegistry:
             if predecessor is not None:
                 predecessor.supersede()
                 await predecessor.gone.wait()
-            return await self._backend.start(spec, self._store.prepare(spec))
+            return await self._backend.start(spec)
 
         self._nursery.start_soon(self._keep, kernel, partial(kernel.live, make_shim))
         self._note_change()
@@ -231,24 +233,23 @@ class KernelRegistry:
 
 @asynccontextmanager
 async def open_registry(
-    data_dir: Path,
+    store: KernelStore,
     backend: Backend,
     offered: Slots,
     *,
-    separate_accounts: bool,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[KernelRegistry]:
-    """The registry of the kernels in *data_dir* (which must exist), those of earlier agents adopted.
+    """The registry of the kernels in *store*, those of earlier agents adopted; the back end runs meanwhile.
 
     On leaving kernels go on: the next registry adopts them. Raises `DataDirInUse`.
     """
-    with _locked(data_dir / "agent.lock"):
-        store = KernelStore(data_dir, shared_with_kernels=separate_accounts)
+    with _locked(store.data_dir / "agent.lock"):
         store.forget_retired(clock())
         async with trio.open_nursery() as nursery:
             boot = secrets.token_hex(8)
             registry = KernelRegistry(store, backend, offered, nursery, boot=boot, clock=clock)
             await registry.adopt_all()
+            nursery.start_soon(partial(supervise, backend.run, name="the back end"))
             yield registry
             nursery.cancel_scope.cancel()
 

@@ -29,7 +29,7 @@ from backendai_mgr.shim.output import BoundedLog
 from backendai_mgr.shim.run import Refused
 from backendai_mgr.shim.runstore import RunStore, replace_file
 from backendai_mgr.shim.server import Server
-from backendai_mgr.shim.spec import KernelIdentity, Setup, Spec, read_spec
+from backendai_mgr.shim.spec import Spec, read_spec
 
 _ANNOUNCEMENT = "shim.json"
 
@@ -113,15 +113,15 @@ class _Signals:
         self._kernel.reap()
 
 
-def _assignment() -> tuple[KernelIdentity, Setup]:
-    """What the spec, which was replaced, now says that the kernel is.  Raises Refused."""
+def _assignment() -> Spec:
+    """The spec, which was replaced meanwhile and says which kernel this is.  Raises Refused."""
     try:
         spec = read_spec()
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise Refused("bad-request", f"the spec cannot be used: {error!r}") from error
     if spec.setup is None:
         raise Refused("bad-request", "the spec is nobody's yet")
-    return spec.identity, spec.setup
+    return spec
 
 
 def _own() -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from backendai_mgr.shim.framing import BadMessage, Decoder, encode
 from backendai_mgr.shim.kernel import Kernel
 from backendai_mgr.shim.run import Refused, Run, is_run_id, parse_order
-from backendai_mgr.shim.spec import KernelIdentity, Setup
+from backendai_mgr.shim.spec import Spec
 
 MAX_CLIENTS = 64
 MAX_PENDING = 1 << 20
@@ -119,9 +119,9 @@ class Server:
         kernel: Kernel,
         *,
         leash: float,
-        reread: Callable[[], tuple[KernelIdentity, Setup]],
+        reread: Callable[[], Spec],
     ) -> None:
-        """`reread` returns what the kernel is to become (`assign`), or raises Refused."""
+        """`reread` returns the spec that says what the kernel is to become, or raises Refused."""
         self.selector = selector
         self._reread = reread
         self.finished = False
@@ -270,7 +270,10 @@ class Server:
     def _assign(self, client: Client, request: dict[str, Any]) -> Reply:
         """A kernel that was made before anybody asked for it reads its spec again, which now has one."""
         if self._kernel.unassigned:
-            self._kernel.assign(*self._reread())
+            spec = self._reread()
+            assert spec.setup is not None
+            self._kernel.assign(spec.identity, spec.setup)
+            self._leash = spec.leash
         return {}
 
     def _watch(self, client: Client, request: dict[str, Any]) -> Reply:
