@@ -25,9 +25,11 @@ log = logging.getLogger(__name__)
 
 #: Seconds for a new member to become ready.
 READY_TIMEOUT = 30.0
+#: And for a ready one to become a kernel.
+ASSIGN_TIMEOUT = 5.0
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Member:
     """A shim whose kernel is ready and nobody's yet. ``place`` is the back end's."""
 
@@ -35,10 +37,24 @@ class Member:
     scratch: Scratch
     place: Any
     shim: Shim
-    #: Set by the pool when it is given away; the receiver then owns all of it.
-    taken: trio.Event = attrs.field(factory=trio.Event)
-    #: The task has let go of it.
-    released: trio.Event = attrs.field(factory=trio.Event)
+    _link: ShimLink | None = None
+    _left: trio.Event = attrs.field(factory=trio.Event)
+    _given: bool = False
+
+    async def assign(self) -> bool:
+        """Have it become the kernel that its spec now tells of; False when it is not to be had after all."""
+        assert self._link is not None
+        try:
+            await self._link.request("assign", timeout=ASSIGN_TIMEOUT)
+        except (ShimGone, ShimSilent, ShimRefusal) as error:
+            log.warning("a ready kernel was not: %s", error)
+            return False
+        return True
+
+    def leave(self, *, given: bool) -> None:
+        """It leaves the pool: given away, so that all of it is the receiver's, or to be ended."""
+        self._given = given
+        self._left.set()
 
 
 @attrs.define
@@ -93,7 +109,7 @@ class Pool:
         self._wanted = trio.Event()
 
     def take(self, image: str) -> Member | None:
-        """A ready member, from now on the caller's; None when there is none."""
+        """A ready member, which the caller has to make `leave`; None when there is none."""
         ready, counts = self._ready.get(image), self._counts.get(image)
         if ready is None or counts is None or not self._size:
             return None
@@ -101,7 +117,6 @@ class Pool:
         while ready:
             member = ready.popleft()
             if member.shim.process.alive:
-                member.taken.set()
                 counts.hits += 1
                 return member
         counts.misses += 1
@@ -143,19 +158,17 @@ class Pool:
         return None if image is None or len(self._ready[image]) >= self._size else image
 
     async def _keep(self, image: str, *, task_status: trio.TaskStatus[None]) -> None:
-        """Make a member and attend to it until it is taken, or dead."""
+        """Make a member and attend to it until it has left, or is dead."""
         member = await self._make(image)
         try:
             await self._attend(member, task_status)
         finally:
-            if not member.taken.is_set():
-                ready = self._ready[image]
-                if member in ready:
-                    ready.remove(member)
+            if not member._given:
+                if member in self._ready[image]:
+                    self._ready[image].remove(member)
                     self._wanted.set()
                 with trio.CancelScope(shield=True):
                     await self._discard(member)
-            member.released.set()
 
     async def _attend(self, member: Member, task_status: trio.TaskStatus[None]) -> None:
         state = _Readiness()
@@ -168,10 +181,11 @@ class Pool:
                 nursery.start_soon(link.run)
                 nursery.start_soon(_until, link.closed, nursery.cancel_scope)
                 nursery.start_soon(_until, state.ended, nursery.cancel_scope)
+                member._link = link
                 if await _comes_up(link, state):
                     self._ready[member.image].append(member)
                     task_status.started()
-                    await member.taken.wait()
+                    await member._left.wait()
                 nursery.cancel_scope.cancel()
         except ShimGone as error:
             raise StartFailed(str(error)) from error

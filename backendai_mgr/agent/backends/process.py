@@ -110,17 +110,21 @@ class ProcessBackend:
         """A shim of the pool, made this kernel's; it is told so when it is connected to. None: start cold."""
         if early_environ(spec) or self._store.scratch(spec.kernel_id).root.exists():
             return None
-        member = self._pool.take(spec.image)
-        if member is None:
-            return None
-        try:
-            self._maker.describe(member.place, member.scratch, image, spec)
-            scratch = self._store.prepare_ready(spec, member.scratch, partial(self._maker.move, member.place))
-        except OSError as error:
-            await self._discard(member)
-            raise StartFailed(f"its folder cannot be prepared: {error.strerror}") from error
-        self._places[spec.kernel_id] = member.place, scratch
-        return member.shim
+        while (member := self._pool.take(spec.image)) is not None:
+            given = False
+            try:
+                self._maker.describe(member.place, member.scratch, image, spec)
+                if given := await member.assign():
+                    move = partial(self._maker.move, member.place)
+                    scratch = self._store.prepare_ready(spec, member.scratch, move)
+                    self._places[spec.kernel_id] = member.place, scratch
+                    return member.shim
+            except BaseException:
+                given = False
+                raise
+            finally:
+                member.leave(given=given)
+        return None
 
     async def _start_cold(self, spec: KernelSpec, image: LocalImage) -> Shim:
         async with self._starting:
