@@ -124,7 +124,7 @@ class Kernel:
     async def live(self, make_shim: Callable[[], Awaitable[Shim | None]], *, adopted: bool = False) -> None:
         """Have the shim made or found, attend to it, and return when it is gone and its end acknowledged.
 
-        A kernel that never came to run returns at once, with `failure` set, unless there are earlier runs.
+        A kernel that never ran returns at once, with `failure` set, unless earlier ones have left something.
         """
         had_shim = adopted and self.scratch.shim_file.exists()
         try:
@@ -141,7 +141,8 @@ class Kernel:
                     await shim.process.wait()
         await self._backend.clear(self.spec)
         self._conclude()
-        if self.scratch.has_runs():  # of earlier incarnations: they stay readable until somebody knows
+        if self.scratch.has_runs() or self.scratch.has_work():
+            # Of earlier incarnations: it stays until somebody knows, or the next incarnation takes it over.
             self._reportable = True
             self._changed()
         if self._reportable:

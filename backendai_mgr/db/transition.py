@@ -193,7 +193,8 @@ def session_event(
 
 STATUSES = "SELECT session_id, status::text FROM kernels WHERE session_id = ANY($1::uuid[])"
 
-# Leaving PENDING drops what was told about waiting; otherwise the new reason is merged into the old ones.
+# Leaving PENDING drops what was told about waiting, and a new reason drops the old one's sentence; otherwise
+# the new reason is merged into the old ones.
 FOLLOW = """
 UPDATE sessions AS s
    SET status = m.goal,
@@ -201,7 +202,8 @@ UPDATE sessions AS s
        deadline = CASE WHEN m.goal = m.seen THEN s.deadline ELSE m.deadline END,
        terminated_at = CASE WHEN m.goal IN ('TERMINATED', 'CANCELLED')
                             THEN coalesce(s.terminated_at, $1::timestamptz) END,
-       reasons = CASE WHEN m.seen = 'PENDING' AND m.goal <> 'PENDING' THEN '{}' ELSE s.reasons END
+       reasons = CASE WHEN m.seen = 'PENDING' AND m.goal <> 'PENDING' THEN '{}'
+                      WHEN m.reasons ? 'info' THEN s.reasons - 'sentence' ELSE s.reasons END
                  || m.reasons
   FROM unnest($2::uuid[], $3::text[]::kernelstatus[], $4::text[]::kernelstatus[], $5::timestamptz[],
               $6::jsonb[]) AS m (id, seen, goal, deadline, reasons)
@@ -254,8 +256,9 @@ async def _follow(
 
 def _reasons(moved: _Moved) -> dict[str, str]:
     """What the session keeps of a move. An empty info leaves the one before, but a start begins anew."""
-    if moved.move.info or moved.move.to is Status.PREPARING:
-        return {"info": moved.move.info}
+    move = moved.move
+    if move.info or move.to is Status.PREPARING:
+        return {"info": move.info} | ({"sentence": move.sentence} if move.sentence else {})
     return {}
 
 

@@ -274,14 +274,21 @@ async def test_a_later_incarnation_replaces_the_kernel_and_keeps_its_runs(regist
     spec = site.spec()
     await registry.create_kernel(spec)
     await run(registry, spec, "old", "x = 1; open('kept', 'w').write('kept'); print('old')")
-    await start(registry, spec, "cut", "import time; time.sleep(1000)")
+    await start(registry, spec, "cut", "import time; print('so far', flush=True); time.sleep(1000)")
+    await start(registry, spec, "queued", "print('never')")
+    await registry.read_output(spec.kernel_id, "cut", offset=0, max_bytes=100, wait=PATIENCE)
     later = site.spec(kernel_id=spec.kernel_id, incarnation=2)
     create = partial(registry.create_kernel, later)
     await gather(create, create)
     assert len(shims_of(site.data_dir)) == 1
     assert [(r.incarnation, r.state) for r in kernels(registry).values()] == [(2, KernelState.RUNNING)]
     assert text((await read_all(registry, spec.kernel_id, "old"))[0]) == "old\n"
-    assert (await registry.get_run(spec.kernel_id, "cut")).state == "lost"
+    for run_id, printed in (("cut", "so far\n"), ("queued", "")):
+        records, status = await read_all(registry, spec.kernel_id, run_id)
+        assert (status.state, status.reason, text(records)) == ("lost", "restarted", printed)
+    assert [r.run_id for r in await registry.list_runs(spec.kernel_id)] == ["old", "cut", "queued"]
+    again = await start(registry, later, "queued", "print('never')")
+    assert (again.state, again.incarnation) == ("lost", 1), "it is not run again by itself"
     out, _ = await run(registry, later, "new", "print('x' in globals(), open('kept').read())")
     assert out == "False kept\n"
     registry.acknowledge([(spec.kernel_id, 1)])

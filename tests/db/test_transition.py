@@ -134,6 +134,23 @@ async def test_an_empty_info_keeps_the_reason_before_and_a_start_begins_anew(db)
     ]  # fmt: skip
 
 
+async def test_a_reasons_sentence_is_kept_with_it_and_goes_with_it(db):
+    await add_agent(db)
+    sessions = PgSessions(db)
+    (kernel_id,) = await insert_session(db, Status.RESTARTING)
+    told = {"info": "failed-to-start", "sentence": "no image x"}
+    ending = move(kernel_id, Status.RESTARTING, Status.TERMINATING, **told)
+    await sessions.move([ending], now=LATER)
+    assert (await fetch(db, STATE, kernel_id))[0]["reasons"] == told
+    await sessions.move([move(kernel_id, Status.TERMINATING, Status.TERMINATED)], now=LATER)
+    assert (await fetch(db, STATE, kernel_id))[0]["reasons"] == told
+    (kernel_id,) = await insert_session(db, Status.RESTARTING)
+    await sessions.move([move(kernel_id, Status.RESTARTING, Status.TERMINATING, **told)], now=LATER)
+    rescue = move(kernel_id, Status.TERMINATING, Status.TERMINATED, info="hang-timeout")
+    await sessions.move([rescue], now=LATER)
+    assert (await fetch(db, STATE, kernel_id))[0]["reasons"] == {"info": "hang-timeout"}
+
+
 async def test_agents_get_their_slots_back_when_kernels_leave_them(db):
     await add_agent(db)
     sessions = PgSessions(db)

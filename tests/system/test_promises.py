@@ -130,7 +130,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_start_is_followed_by_one_that_goe
     names = set()
     for source in (PACKAGE / "services").glob("*.py"):
         names |= set(re.findall(r'failpoint\("([^"]+)"\)', source.read_text()))
-    assert names == {"start.after_claim"}
+    assert names == {"start.after_claim", "restart.after_begin"}
     fragile = Installation()
     fragile.environ["BACKENDAI_FAILPOINTS"] = "start.after_claim=kill"
     with Up(fragile, folder / "data") as up, closing(Http(up.said)) as http:
@@ -139,6 +139,23 @@ def test_a_worker_that_dies_in_the_middle_of_a_start_is_followed_by_one_that_goe
         wait_until(lambda: _status(http, "fragile") == "RUNNING", 30, "the session runs")
         kernels = [c for c in processes_of(up.data_dir).values() if "host.py" in c]
         assert len(kernels) == 1
+        assert up.stop() == 0
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_restart_is_followed_by_one_that_goes_on(
+    folder: Path,
+) -> None:
+    fragile = Installation()
+    fragile.environ["BACKENDAI_FAILPOINTS"] = "restart.after_begin=kill"
+    with Up(fragile, folder / "data") as up, closing(Http(up.said)) as http:
+        made = up.command("run", "--session", "fragile", "--keep", "x = 1; open('kept', 'w').write('kept')")
+        assert made.returncode == 0, made.stderr
+        with pytest.raises(httpx.TransportError):
+            http.call("PATCH", "/session/fragile")
+        wait_until(lambda: _status(http, "fragile") == "RUNNING", 30, "the session runs")
+        code = "print('x' in globals(), open('kept').read())"
+        assert up.command("run", "--session", "fragile", code).stdout == "False kept\n"
+        assert len([c for c in processes_of(up.data_dir).values() if "host.py" in c]) == 1
         assert up.stop() == 0
 
 
