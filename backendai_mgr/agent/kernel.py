@@ -30,6 +30,7 @@ END_TIMEOUT = 5.0
 DEATH_TIMEOUT = 1.0
 
 LOST = "lost"
+LIFETIME_EXCEEDED = "lifetime-exceeded"
 FAILED_TO_START = "failed-to-start"
 
 
@@ -44,7 +45,9 @@ class Kernel:
         *,
         changed: Callable[[], None],
         clock: Callable[[], float],
+        lifetime: float = 0.0,
     ) -> None:
+        """*lifetime*: seconds from its start until it is ended; 0 for no limit."""
         self.spec = spec
         self.scratch = scratch
         self.runs = KernelRuns(scratch)
@@ -65,6 +68,7 @@ class Kernel:
         self._backend = backend
         self._changed = changed
         self._clock = clock
+        self._lifetime = lifetime
         self._last_active = clock()
         #: It ran, or an earlier agent may have told of it: its end has to be reported and acknowledged.
         self._reportable = False
@@ -199,9 +203,18 @@ class Kernel:
         self.runs.attach(link)
         with trio.move_on_after(READY_TIMEOUT):
             await self.settled.wait()
+        if self.settled.is_set():
+            await self._limit_lifetime(hello.started_at)
             return
         self.failure = f"the kernel was not ready within {READY_TIMEOUT:g} s"
         process.kill()
+
+    async def _limit_lifetime(self, started_at: float) -> None:
+        """End it when its time is up, which its shim's clock began: whichever agent looks after it then."""
+        if self._lifetime > 0:
+            with trio.move_on_after(max(0.0, started_at + self._lifetime - self._clock())):
+                await self.ended.wait()
+            self.ask_end(LIFETIME_EXCEEDED)  # of no effect on what has ended
 
     def _take(self, hello: Hello) -> None:
         self._last_active = hello.last_active

@@ -49,6 +49,7 @@ class KernelRegistry:
         *,
         boot: str,
         clock: Callable[[], float],
+        session_lifetime: float = 0.0,
     ) -> None:
         self._store = store
         self._backend = backend
@@ -56,6 +57,7 @@ class KernelRegistry:
         self._nursery = nursery
         self._boot = boot
         self._clock = clock
+        self._lifetime = session_lifetime
         self._version = _own_version()
         self._kernels: dict[UUID, Kernel] = {}
         self._seq = 0
@@ -172,7 +174,14 @@ class KernelRegistry:
 
     def _kernel(self, spec: KernelSpec) -> Kernel:
         scratch = self._store.scratch(spec.kernel_id)
-        kernel = Kernel(spec, scratch, self._backend, changed=self._note_change, clock=self._clock)
+        kernel = Kernel(
+            spec,
+            scratch,
+            self._backend,
+            changed=self._note_change,
+            clock=self._clock,
+            lifetime=self._lifetime,
+        )
         self._kernels[spec.kernel_id] = kernel
         return kernel
 
@@ -236,18 +245,22 @@ async def open_registry(
     offered: Slots,
     *,
     separate_accounts: bool,
+    session_lifetime: float = 0.0,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[KernelRegistry]:
     """The registry of the kernels in *data_dir* (which must exist), those of earlier agents adopted.
 
-    On leaving kernels go on: the next registry adopts them. Raises `DataDirInUse`.
+    Kernels end *session_lifetime* seconds after their start (0: never). On leaving kernels go on: the next
+    registry adopts them. Raises `DataDirInUse`.
     """
     with _locked(data_dir / "agent.lock"):
         store = KernelStore(data_dir, shared_with_kernels=separate_accounts)
         store.forget_retired(clock())
         async with trio.open_nursery() as nursery:
             boot = secrets.token_hex(8)
-            registry = KernelRegistry(store, backend, offered, nursery, boot=boot, clock=clock)
+            registry = KernelRegistry(
+                store, backend, offered, nursery, boot=boot, clock=clock, session_lifetime=session_lifetime
+            )
             await registry.adopt_all()
             yield registry
             nursery.cancel_scope.cancel()

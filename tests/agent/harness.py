@@ -34,6 +34,7 @@ class Site:
     data_dir: Path
     failpoints: str | None = None
     backend: ProcessBackend | None = None
+    session_lifetime: float = 0.0
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[KernelRegistry]:
@@ -46,7 +47,11 @@ class Site:
         )
         offered = Slots({"cpu": Decimal(4), "mem": Decimal(1 << 30)})
         async with open_registry(
-            self.data_dir, self.backend, offered, separate_accounts=separate_accounts()
+            self.data_dir,
+            self.backend,
+            offered,
+            separate_accounts=separate_accounts(),
+            session_lifetime=self.session_lifetime,
         ) as registry:
             yield registry
 
