@@ -1,6 +1,7 @@
 """The manager's side of ``EVENTS``: the newest report of an agent, for one consumer."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from functools import partial
 
 import trio
 
@@ -102,7 +103,7 @@ class Feeds:
 
     def on_refused(self, highest: int) -> None:
         if self._feed is not None and self._feed.epoch < highest:
-            self._feed.fail(StaleEpoch)
+            self._feed.fail(partial(StaleEpoch, f"the agent obeys epoch {highest}", highest=highest))
 
     def abort(self, error: Callable[[], Exception]) -> None:
         """No report will come any more."""

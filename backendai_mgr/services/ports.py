@@ -7,6 +7,7 @@ when the database cannot be reached, having changed nothing that they did not re
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
@@ -193,7 +194,14 @@ class Lease:
 
 
 class StaleEpoch(Exception):
-    """Another worker holds the agent's lease by now: whatever was to be written was not."""
+    """Another worker holds the agent's lease by now: whatever was to be written was not.
+
+    ``highest`` is the epoch that the agent obeys, where it was the agent that said so; 0 otherwise.
+    """
+
+    def __init__(self, message: str = "", *, highest: int = 0) -> None:
+        super().__init__(message)
+        self.highest = highest
 
 
 class AgentStore(Protocol):
@@ -204,8 +212,13 @@ class AgentStore(Protocol):
     ) -> None:
         """Make the agent known (status LOST until it reports), or move it to a new address."""
 
-    async def lease(self, owner: str, *, ttl: float) -> Sequence[Lease]:
-        """Take every free or expired lease, renew one's own; returns all that ``owner`` holds now."""
+    async def lease(
+        self, owner: str, *, ttl: float, above: Mapping[AgentId, int] = MappingProxyType({})
+    ) -> Sequence[Lease]:
+        """Take every free or expired lease, renew one's own; returns all that ``owner`` holds now.
+
+        Where ``above`` names an epoch, the agent has seen that one: its lease gets a higher one.
+        """
 
     async def release(self, owner: str) -> None:
         """Give up all leases of ``owner``, so that another worker need not wait for their end."""

@@ -98,8 +98,9 @@ async def test_a_lower_epoch_is_refused(links, link):
     async with link.reports(7, "worker") as feed:
         await next_report(feed)
     async with link.reports(6, "worker") as feed:
-        with pytest.raises(StaleEpoch):
+        with pytest.raises(StaleEpoch) as refused:
             await next_report(feed)
+        assert refused.value.highest == 7
         with pytest.raises(StaleEpoch):
             await next_report(feed)
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from uuid import UUID
 
 import attrs
@@ -444,16 +445,16 @@ class FakeStore:
 
     # -------------------------------------------------------------- agents
 
-    async def lease(self, owner, *, ttl):
+    async def lease(self, owner, *, ttl, above=MappingProxyType({})):
         await trio.lowlevel.checkpoint()
         self._reach()
         now = trio.current_time()
         for name in self.agents:
             holder, epoch, expires = self.leases.get(name, (None, 0, 0.0))
             if holder == owner and expires > now:
-                self.leases[name] = (owner, epoch, now + ttl)
+                self.leases[name] = (owner, max(epoch, above.get(name, 0) + 1), now + ttl)
             elif expires <= now:
-                self.leases[name] = (owner, epoch + 1, now + ttl)
+                self.leases[name] = (owner, max(epoch + 1, above.get(name, 0) + 1), now + ttl)
         return [
             Lease(
                 agent_id=name,
