@@ -31,7 +31,6 @@ ENDINGS: Mapping[str, str] = {
     "pending-timeout": "It had waited for a place for too long.",
     "hang-timeout": "It was told to end, but no agent confirmed its end in time.",
     "session-terminated": "It was over for the manager, and its agent was told so.",
-    "sibling-terminated": "Another kernel of the session had ended.",
     "unknown": "Nobody knows why.",
 }
 

@@ -116,6 +116,13 @@ def session_status(kernels: Iterable[Status]) -> Status:
     return next((status for status in _PROGRESS if status in statuses), S.ERROR)
 
 
+def sibling_end(status: Status) -> Status | None:
+    """Where a kernel in *status* goes once another one of its session is gone; None: it is on its way."""
+    if status in DEAD or status in (S.TERMINATING, S.ERROR):
+        return None
+    return next(to for to in (S.TERMINATING, S.CANCELLED, S.TERMINATED) if to in RULES[status].to)
+
+
 #: The session event that entering a status publishes (api-sessions §5.9, and session_restarting, which tells
 #: those who remember the old life); absent: none.
 SESSION_EVENT: Mapping[Status, str] = {
