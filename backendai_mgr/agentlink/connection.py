@@ -198,13 +198,16 @@ class Connection:
     async def _watch_breaks(self, dealer: Dealer) -> None:
         """Let the calls under way fail as soon as the connection breaks: the agent died, or answers in vain.
 
-        That needs no word of a new boot, which a worker without a feed would not get.
+        That needs no word of a new boot, which a worker without a feed would not get. The next connection is
+        greeted, so that a feed is asked for at once.
         """
         while True:
             await dealer.broken()
             for pending in self._pending.values():
                 if pending.sent:
                     pending.done.set()
+            self.feeds.on_break()
+            await dealer.send(_PING)
 
     async def _receive(self, dealer: Dealer) -> None:
         while True:

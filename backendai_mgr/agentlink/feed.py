@@ -27,7 +27,7 @@ class Feed:
         self._error: Callable[[], Exception] | None = None
         self._changed = trio.Event()
         self.last_report = trio.current_time()
-        #: Whether any report has come.
+        #: Whether any report has come on the present connection.
         self.heard = False
 
     def __aiter__(self) -> AsyncIterator[Report]:
@@ -96,6 +96,11 @@ class Feeds:
         """The connection is there: a feed that was opened before it has not been asked for yet."""
         if self._feed is not None and not self._feed.heard:
             self._feed.subscribe()
+
+    def on_break(self) -> None:
+        """Whoever answers on the next connection has not been asked for reports."""
+        if self._feed is not None:
+            self._feed.heard = False
 
     def on_report(self, report: Report) -> None:
         if self._feed is not None:

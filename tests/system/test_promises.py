@@ -159,6 +159,22 @@ def test_a_worker_that_dies_in_the_middle_of_a_restart_is_followed_by_one_that_g
         assert up.stop() == 0
 
 
+def test_an_agent_that_dies_in_the_middle_of_a_restart_is_followed_by_one_that_goes_on(
+    folder: Path,
+) -> None:
+    fragile = Installation()
+    fragile.environ["BACKENDAI_FAILPOINTS"] = "kernel.after_scratch=kill@2"
+    with Up(fragile, folder / "data") as up, closing(Http(up.said)) as http:
+        made = up.command("run", "--session", "fragile", "--keep", "x = 1; open('kept', 'w').write('kept')")
+        assert made.returncode == 0, made.stderr
+        assert http.call("PATCH", "/session/fragile").status_code == 204
+        code = "print('x' in globals(), open('kept').read())"
+        assert up.command("run", "--session", "fragile", code).stdout == "False kept\n"
+        assert len([c for c in processes_of(up.data_dir).values() if "host.py" in c]) == 1
+        assert up.stop() == 0
+        assert "it starts again" in up.log.read_text()
+
+
 def test_a_connection_that_fails_takes_no_other_along(shared_up: Up, http: Http) -> None:
     """Bytes behind a refused upgrade make the HTTP server's own code fail."""
     upgrade = (
