@@ -159,6 +159,8 @@ class Kernel:
         if self.exit is None:
             reason = self._end_reason or (LOST if self._reportable else FAILED_TO_START)
             self.exit = self.scratch.load_exit() or KernelExit(reason=reason)
+        if self.failure is not None and not self._end_reason:  # it never ran, however it ended
+            self.exit = KernelExit(reason=FAILED_TO_START, exit_code=self.exit.exit_code)
         self.scratch.save_exit(self.exit)
         self.runs.end(PastRuns(self.scratch, self.exit.reason, self._clock()))
         self._set_state(KernelState.ENDED)

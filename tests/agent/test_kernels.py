@@ -297,6 +297,31 @@ async def test_a_later_incarnation_replaces_the_kernel_and_keeps_its_runs(regist
     await destroy(registry, site, later)
 
 
+async def test_a_next_life_that_fails_to_start_leaves_the_files_to_another_try(registry, site):
+    spec = site.spec()
+    await registry.create_kernel(spec)
+    await run(registry, spec, "old", "open('kept', 'w').write('kept'); print('old')")
+    broken = site.spec(kernel_id=spec.kernel_id, incarnation=2, image="local/nothing:1")
+    with pytest.raises(AgentRefusal, match="no image local/nothing:1"):
+        await registry.create_kernel(broken)
+    report = await ended(registry, spec.kernel_id)
+    assert (report.incarnation, report.exit.reason) == (2, "failed-to-start")
+    later = site.spec(kernel_id=spec.kernel_id, incarnation=2)
+    await registry.create_kernel(later)
+    assert (await run(registry, later, "new", "print(open('kept').read())"))[0] == "kept\n"
+    assert text((await read_all(registry, spec.kernel_id, "old"))[0]) == "old\n"
+    dying = site.spec(
+        kernel_id=spec.kernel_id,
+        incarnation=3,
+        environ={"PYTHONHOME": "/nonexistent"},
+    )
+    with pytest.raises(AgentRefusal, match="while it was starting"):
+        await registry.create_kernel(dying)
+    report = await ended(registry, spec.kernel_id)
+    assert (report.incarnation, report.exit.reason) == (3, "failed-to-start")
+    await destroy(registry, site, dying)
+
+
 async def test_all_kernels_can_be_ended_at_once_and_their_ends_are_still_reported_later(site):
     async with site.agent() as registry:
         specs = [site.spec() for _ in range(3)]
