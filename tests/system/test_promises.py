@@ -155,7 +155,6 @@ def test_a_worker_that_dies_in_the_middle_of_a_restart_is_followed_by_one_that_g
         wait_until(lambda: _status(http, "fragile") == "RUNNING", 30, "the session runs")
         code = "print('x' in globals(), open('kept').read())"
         assert up.command("run", "--session", "fragile", code).stdout == "False kept\n"
-        assert len([c for c in processes_of(up.data_dir).values() if "host.py" in c]) == 1
         assert up.stop() == 0
 
 
