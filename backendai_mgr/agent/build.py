@@ -62,7 +62,7 @@ async def run_agent(
     # Kept and raised below: on its way out of the nurseries it would be wrapped in exception groups.
     refused: OSError | None = None
     async with (
-        open_registry(store, backend, offered) as registry,
+        open_registry(store, backend, offered, session_lifetime=config.session_lifetime) as registry,
         trio.open_nursery() as nursery,
     ):
         serve = partial(

@@ -50,6 +50,7 @@ class KernelRegistry:
         *,
         boot: str,
         clock: Callable[[], float],
+        session_lifetime: float = 0.0,
     ) -> None:
         self._store = store
         self._backend = backend
@@ -57,6 +58,7 @@ class KernelRegistry:
         self._nursery = nursery
         self._boot = boot
         self._clock = clock
+        self._lifetime = session_lifetime
         self._version = _own_version()
         self._kernels: dict[UUID, Kernel] = {}
         self._seq = 0
@@ -174,7 +176,14 @@ class KernelRegistry:
 
     def _kernel(self, spec: KernelSpec) -> Kernel:
         scratch = self._store.scratch(spec.kernel_id)
-        kernel = Kernel(spec, scratch, self._backend, changed=self._note_change, clock=self._clock)
+        kernel = Kernel(
+            spec,
+            scratch,
+            self._backend,
+            changed=self._note_change,
+            clock=self._clock,
+            lifetime=self._lifetime,
+        )
         self._kernels[spec.kernel_id] = kernel
         return kernel
 
@@ -237,17 +246,21 @@ async def open_registry(
     backend: Backend,
     offered: Slots,
     *,
+    session_lifetime: float = 0.0,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[KernelRegistry]:
     """The registry of the kernels in *store*, those of earlier agents adopted; the back end runs meanwhile.
 
-    On leaving kernels go on: the next registry adopts them. Raises `DataDirInUse`.
+    Kernels end *session_lifetime* seconds after their start (0: never). On leaving kernels go on: the next
+    registry adopts them. Raises `DataDirInUse`.
     """
     with _locked(store.data_dir / "agent.lock"):
         store.forget_retired(clock())
         async with trio.open_nursery() as nursery:
             boot = secrets.token_hex(8)
-            registry = KernelRegistry(store, backend, offered, nursery, boot=boot, clock=clock)
+            registry = KernelRegistry(
+                store, backend, offered, nursery, boot=boot, clock=clock, session_lifetime=session_lifetime
+            )
             await registry.adopt_all()
             nursery.start_soon(partial(supervise, backend.run, name="the back end"))
             yield registry

@@ -79,6 +79,13 @@ class Scratch:
     def has_runs(self) -> bool:
         return self.runs.is_dir() and any(self.runs.iterdir())
 
+    def has_work(self) -> bool:
+        """Whether anything lies in the kernel's own folder (or it cannot be said)."""
+        try:
+            return self.work.is_dir() and any(self.work.iterdir())
+        except OSError:
+            return True
+
     def load(self) -> KernelSpec | None:
         """What was last asked for here; None when the folder is not a kernel's or was left half made."""
         content = read_json(self.root / "kernel.json")

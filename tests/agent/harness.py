@@ -37,6 +37,7 @@ class Site:
     failpoints: str | None = None
     pool_size: int = 0
     backend: ProcessBackend | None = None
+    session_lifetime: float = 0.0
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[KernelRegistry]:
@@ -50,7 +51,9 @@ class Site:
             failpoints=self.failpoints,
         )
         offered = Slots({"cpu": Decimal(4), "mem": Decimal(1 << 30)})
-        async with open_registry(store, self.backend, offered) as registry:
+        async with open_registry(
+            store, self.backend, offered, session_lifetime=self.session_lifetime
+        ) as registry:
             yield registry
 
     def scratch(self, spec: KernelSpec) -> Path:
