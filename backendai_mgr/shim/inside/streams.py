@@ -84,7 +84,7 @@ class Streams:
         self.flush()
         self._stdio.flush()
 
-    def read_line(self, prompt: object, is_password: bool = False) -> str:
+    def read_line(self, prompt: object = "", is_password: bool = False) -> str:
         """What `input` and `getpass` do.  Raises EOFError."""
         theirs = getattr(sys, "stdin", None)
         if theirs is None:
