@@ -109,7 +109,8 @@ class Guest:
             self._be_child()
             os.close(self._control)
             os.close(self._wake)
-            host.serve(fd)
+            # From a frame with other globals: before 3.10 frames of one module hand the builtins down.
+            eval("lambda function, fd: function(fd)", {})(host.serve, fd)
         os.close(fd)
         self._interpreter = pid
 
