@@ -1,13 +1,14 @@
-"""How kernels are enclosed on this machine: bubblewrap, a system to read, a folder to write, a filter of calls.
+"""How kernels are enclosed on this machine: bubblewrap, with a filter of system calls.
 
-Inside there are: the host's ``/usr``, read-only; an ``/etc`` of few files; `readable` paths at their own places;
-``/home/work``; an own ``/tmp``, ``/dev``, ``/proc``; own process ids, host name, System V objects and, unless
-asked otherwise, an own network with nothing but ``lo``.  The kernel's account is `work` there.
+Inside there are: the host's ``/usr``, read-only; an ``/etc`` of few files; `readable` paths at their own
+places; ``/home/work``; an own ``/tmp``, ``/dev``, ``/proc``; own process ids, host name, System V objects
+and, unless asked otherwise, an own network with nothing but ``lo``.  The kernel's account is `work` there.
 """
 
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ _ETC = (
     "timezone",
 )
 _ETC_PATTERNS = ("java-*", "java", "R", "julia", "ghostscript", "ImageMagick-*")
-_PROC_READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus", "mtrr")
+_PROC_READ_ONLY = ("sys", "sysrq-trigger", "mtrr")
 _PROC_HIDDEN = ("kcore", "keys", "key-users", "kmsg", "latency_stats", "sched_debug", "timer_list")
 #: Links of the root folder on systems with a merged /usr; elsewhere they are folders of their own.
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -101,6 +102,14 @@ class Sandbox:
             path.write_bytes(content)
             path.chmod(0o644)
 
+    def prepare(self, work: Path) -> None:
+        """Before each start: let the first process enter *work*, which it does before it is the kernel's.
+
+        The user may have closed the folder to all others. A folder above it keeps the host's others out.
+        """
+        if self.as_root:
+            work.chmod(stat.S_IMODE(work.stat().st_mode) | 0o111)
+
     def descriptors(self, files: Path) -> Mapping[int, str]:
         """Which files of *files* the command is to find open for reading, by descriptor."""
         return {SECCOMP_FD: str(files / _FILTER)}
@@ -117,11 +126,11 @@ class Sandbox:
     ) -> list[str]:
         """What to put before a command so that it runs enclosed, as process 1, in ``/home/work``.
 
-        *work* becomes that folder; *files* was filled by `write_files`. /tmp and /dev/shm hold *tmp_bytes* each;
-        what they hold counts as the kernel's memory. With *network* the kernel has the host's network, its
-        loopback services and abstract sockets included. The environment and the open descriptors go in as
-        they are: the caller passes none but those meant for inside. Raises ValueError for a readable path
-        that is not absolute, or would show all of the host.
+        *work* becomes that folder, after `prepare`; *files* was filled by `write_files`. /tmp and /dev/shm
+        hold *tmp_bytes* each; what they hold counts as the kernel's memory. With *network* the kernel has the
+        host's network, its loopback services and abstract sockets included. The environment and the open
+        descriptors go in as they are: the caller passes none but those meant for inside. Raises ValueError
+        for a readable path that is not absolute, or would show all of the host.
         """
         return [
             self.bwrap,
@@ -153,7 +162,7 @@ class Sandbox:
 
     def _account(self) -> list[str]:
         if self.as_root:
-            # No user namespace: uid 0 inside of one would be the host's. The capabilities are gone with the uid.
+            # No user namespace: uid 0 in there would be the host's. The capabilities go with the uid.
             return ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         # A namespace for each kernel also makes RLIMIT_NPROC count for each kernel.
         return ["--unshare-user", "--uid", str(USER_UID), "--gid", str(USER_UID), "--cap-drop", "ALL"]
@@ -263,11 +272,20 @@ async def _try(
 ) -> Sandbox | str:
     work, files = folder / "work", folder / "files"
     work.mkdir(0o700)
+    sandbox.prepare(work)
     sandbox.write_files(files, account)
     prefix = sandbox.argv(work=work, network=False, readable=readable, files=files)
     # bubblewrap is given the filter at the descriptor that it has with a kernel, too.
     shell = f'exec {SECCOMP_FD}<"$0" && exec "$@"'
-    argv = ["/bin/sh", "-c", shell, sandbox.descriptors(files)[SECCOMP_FD], *prefix, "cat", "/proc/self/status"]
+    argv = [
+        "/bin/sh",
+        "-c",
+        shell,
+        sandbox.descriptors(files)[SECCOMP_FD],
+        *prefix,
+        "cat",
+        "/proc/self/status",
+    ]
     with trio.move_on_after(_PROBE_SECONDS):
         try:
             done = await trio.run_process(

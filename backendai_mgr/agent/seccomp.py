@@ -1,7 +1,7 @@
 """The system calls that a kernel may not make, as a classic BPF program for ``bwrap --seccomp``.
 
-A list of what is refused, not of what is allowed: kernels run any program.  It takes away what namespaces do not
-cover (kernel keys, BPF, perf, vsock), what would make new namespaces, and every way into another process.
+A list of what is refused, not of what is allowed: kernels run any program.  It takes away what namespaces do
+not cover (keyrings, BPF, perf, vsock), what would make new namespaces, and every way into another process.
 """
 
 import errno
@@ -23,7 +23,7 @@ _X32_BIT = 0x40000000
 # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET. NEWTIME is a signal number to clone(2).
 _NEW_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # put input into a terminal
-# vsock reaches the hypervisor from any network namespace; the rest is old or rare code of the operating system.
+# Not vsock, which reaches the hypervisor from any network namespace; the rest is old or rare code.
 _FAMILIES = (1, 2, 10, 16)  # unix, inet, inet6, netlink
 
 #: Refused with EPERM: name -> number on x86_64, on aarch64; None where there is no such call.
