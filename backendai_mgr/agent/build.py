@@ -4,6 +4,7 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -13,6 +14,7 @@ from . import capacity
 from .accounts import FIRST_UID, separate_accounts
 from .backends.process import ProcessBackend
 from .config import AgentConfig
+from .enclosure import KernelLimits
 from .images import load_manifests, packaged_manifests
 from .registry import KernelRegistry, open_registry
 from .scratch import KernelStore
@@ -30,13 +32,13 @@ async def run_agent(
     *,
     stop: trio.Event,
     end_kernels: trio.Event,
-    task_status: trio.TaskStatus[dict[str, str]] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[dict[str, Any]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run an agent until *stop* or *end_kernels* is set; with the latter all kernels are ended first.
 
     Otherwise kernels go on, and the next agent on the same data directory adopts them. *task_status* gets
-    ``{"addr": "tcp://HOST:PORT"}`` as soon as managers can connect. Raises `ConfigError` for what the
-    operator has to change, `DataDirInUse` when another agent is at work there.
+    ``{"addr": "tcp://HOST:PORT", "missing": {capability: sentence}}`` as soon as managers can connect. Raises
+    `ConfigError` for what the operator has to change, `DataDirInUse` when another agent is at work there.
     """
     data_dir = prepare_data_dir(config.data_dir)
     try:
@@ -46,7 +48,14 @@ async def run_agent(
     manifests = load_manifests(config.images_dir or packaged_manifests())
     store = KernelStore(data_dir, shared_with_kernels=separate_accounts())
     backend = await ProcessBackend.open(
-        store=store, sockets=sockets, manifests=manifests, pool_size=config.pool_size
+        store=store,
+        sockets=sockets,
+        manifests=manifests,
+        limits=KernelLimits(
+            network=config.network, processes=config.kernel_processes, run_output=config.run_output
+        ),
+        sandboxed=config.isolation != "none",
+        pool_size=config.pool_size,
     )
     missing = backend.missing()
     if "isolation" in missing and not config.is_loopback and not config.allow_unisolated:
@@ -54,6 +63,8 @@ async def run_agent(
             f"`agent.bind`: {config.bind} is reachable from other machines, but: {missing['isolation']}"
             " Set `agent.allow-unisolated` to accept that."
         )
+    if "isolation" in missing and config.isolation == "required":
+        raise ConfigError(f'`agent.isolation` is "required", but: {missing["isolation"]}')
     for name, sentence in missing.items():
         log.warning("missing capability %s: %s", name, sentence)
     offered = capacity.offered(
@@ -73,7 +84,7 @@ async def run_agent(
         except OSError as error:
             refused = error
         else:
-            task_status.started({"addr": address})
+            task_status.started({"addr": address, "missing": dict(missing)})
             await _either(stop, end_kernels)
             if end_kernels.is_set():
                 await _end_all(registry)

@@ -5,7 +5,7 @@ import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -14,6 +14,7 @@ from ..runtime.paths import default_data_dir
 
 _RESERVED_MEM = ByteSize(256 << 20)
 _REPORT_INTERVAL = Seconds(3.0)
+_RUN_OUTPUT = ByteSize(64 << 20)
 _NO_LIMIT = Seconds(0.0)
 _AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", re.ASCII)
 
@@ -85,6 +86,16 @@ class AgentConfig:
     images_dir: Path | None = attrs.field(default=None, validator=_absolute)
     #: Kernels of each Python image that are kept ready; 0 for none.
     pool_size: int = attrs.field(default=2, validator=_between(0, 64))
+    #: "auto": enclose kernels if that can be done here; "required": do not start without; "none": do not.
+    isolation: Literal["auto", "required", "none"] = "auto"
+    #: Kernels have the machine's network; else none.
+    network: bool = False
+    #: Processes and threads of one kernel.
+    kernel_processes: int = attrs.field(default=512, validator=_between(16, 1_000_000))
+    #: Bytes of output that are kept of one run: its beginning and its end.
+    run_output: ByteSize = _RUN_OUTPUT
+    #: Runs that name no limit of their own are interrupted after so long; 0 for never.
+    run_timeout: Seconds = _NO_LIMIT
     #: Listen on an address that is not loopback even where kernels are not isolated.
     allow_unisolated: bool = False
 

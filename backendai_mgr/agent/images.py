@@ -20,7 +20,13 @@ REGISTRY = "local"
 SELF = "@self"
 #: Labels of this prefix tell the least amount of a slot.
 _LEAST = "ai.backend.resource.min."
-_PROBE = "import sys, ast, json, linecache; print('%d.%d' % sys.version_info[:2])"
+_PROBE = """
+import sys, ast, json, linecache, os
+print('%d.%d' % sys.version_info[:2])
+print(sys.prefix)
+print(sys.base_prefix)
+print(os.path.dirname(os.path.dirname(os.path.realpath(sys.executable))))
+"""
 _PROBE_TIMEOUT = 20.0
 
 
@@ -54,6 +60,8 @@ class LocalImage:
     manifest: Manifest
     interpreter: str
     version: str
+    #: Folders that the interpreter needs, wherever they are.
+    paths: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -100,9 +108,17 @@ async def find_images(manifests: Iterable[Manifest], account: Account | None) ->
     images = []
     for manifest in manifests:
         for candidate in _commands(manifest.interpreters):
-            version = await _probe(candidate, account)
-            if version is not None:
-                images.append(LocalImage(manifest=manifest, interpreter=candidate, version=version))
+            found = await _probe(candidate, account)
+            if found is not None:
+                version, *paths = found
+                images.append(
+                    LocalImage(
+                        manifest=manifest,
+                        interpreter=candidate,
+                        version=version,
+                        paths=tuple(map(Path, dict.fromkeys(paths))),
+                    )
+                )
                 break
     return images
 
@@ -112,13 +128,14 @@ def _commands(interpreters: Sequence[str]) -> list[str]:
     return [command for name in interpreters if (command := sys.executable if name == SELF else name)]
 
 
-async def _probe(command: str, account: Account | None) -> str | None:
+async def _probe(command: str, account: Account | None) -> list[str] | None:
+    """The version, and the folders that it needs."""
     argv = [command, "-I", "-c", _PROBE]
     result = await run_as(account, argv, environ={"PATH": "/usr/bin:/bin"}, timeout=_PROBE_TIMEOUT)
     if result is None or result.returncode != 0:
         return None
-    version = result.stdout.decode("ascii", "replace").strip()
+    version, *paths = result.stdout.decode("utf-8", "surrogateescape").splitlines() or [""]
     major, _, minor = version.partition(".")
     if not (major.isdecimal() and minor.isdecimal()) or (int(major), int(minor)) < (3, 6):
         return None
-    return version
+    return [version, *paths]

@@ -8,7 +8,6 @@ and, unless asked otherwise, an own network with nothing but ``lo``.  The kernel
 import math
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -102,14 +101,6 @@ class Sandbox:
             path.write_bytes(content)
             path.chmod(0o644)
 
-    def prepare(self, work: Path) -> None:
-        """Before each start: let the first process enter *work*, which it does before it is the kernel's.
-
-        The user may have closed the folder to all others. A folder above it keeps the host's others out.
-        """
-        if self.as_root:
-            work.chmod(stat.S_IMODE(work.stat().st_mode) | 0o111)
-
     def descriptors(self, files: Path) -> Mapping[int, str]:
         """Which files of *files* the command is to find open for reading, by descriptor."""
         return {SECCOMP_FD: str(files / _FILTER)}
@@ -126,11 +117,12 @@ class Sandbox:
     ) -> list[str]:
         """What to put before a command so that it runs enclosed, as process 1, in ``/home/work``.
 
-        *work* becomes that folder, after `prepare`; *files* was filled by `write_files`. /tmp and /dev/shm
-        hold *tmp_bytes* each; what they hold counts as the kernel's memory. With *network* the kernel has the
-        host's network, its loopback services and abstract sockets included. The environment and the open
-        descriptors go in as they are: the caller passes none but those meant for inside. Raises ValueError
-        for a readable path that is not absolute, or would show all of the host.
+        *work* becomes `HOME`; the command starts in ``/`` and goes there itself, once it has the kernel's
+        account. *files* was filled by `write_files`. /tmp and /dev/shm hold *tmp_bytes* each; what they hold
+        counts as the kernel's memory. With *network* the kernel has the host's network, its loopback services
+        and abstract sockets included. The environment and the open descriptors go in as they are: the caller
+        passes none but those meant for inside. Raises ValueError for a readable path that is not absolute, or
+        would show all of the host.
         """
         return [
             self.bwrap,
@@ -154,7 +146,7 @@ class Sandbox:
             "--remount-ro",
             "/",
             "--chdir",
-            HOME,
+            "/",
             "--seccomp",
             str(SECCOMP_FD),
             "--",
@@ -272,7 +264,6 @@ async def _try(
 ) -> Sandbox | str:
     work, files = folder / "work", folder / "files"
     work.mkdir(0o700)
-    sandbox.prepare(work)
     sandbox.write_files(files, account)
     prefix = sandbox.argv(work=work, network=False, readable=readable, files=files)
     # bubblewrap is given the filter at the descriptor that it has with a kernel, too.

@@ -6,6 +6,7 @@
         kernel.json                 the KernelSpec of the latest incarnation; written first
         spec.json, shim.json        what the back end tells the shim, and the shim about itself
         exit.json                   how the latest incarnation ended, once it has
+        etc/                        what the sandbox shows in the kernel's /etc, and its system-call filter
         work/                       the kernel's own folder; all else is out of its reach
         kernel.log                  what it wrote outside of runs; shim.err: what its shim complained of
         runs/<sha256 of run id>/    meta, output and status of each run, owned by the shim
@@ -50,6 +51,11 @@ class Scratch:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def etc(self) -> Path:
+        """What the sandbox shows of the kernel's own account."""
+        return self.root / "etc"
 
     @property
     def spec_file(self) -> Path:

@@ -24,6 +24,7 @@ _CHANGE = f"""
 import os, sys
 if os.getuid() == 0:
     os.setgroups([]); os.setresgid(*[{ACCOUNT.gid}] * 3); os.setresuid(*[{ACCOUNT.uid}] * 3)
+os.chdir("/home/work")
 pid = os.fork()
 if pid == 0:
     os.setsid()
@@ -89,7 +90,6 @@ def enclosure(*, as_root: bool) -> Iterator[Enclosure]:
         sandbox.write_files(folder / "files", ACCOUNT if as_root else None)
         made = Enclosure(sandbox, folder, as_user=not as_root)
         made.work.mkdir(0o700)
-        sandbox.prepare(made.work)
         if os.geteuid() == 0:
             owner = ACCOUNT.uid if as_root else NOBODY
             os.chown(made.work, owner, owner)

@@ -58,8 +58,7 @@ async def test_a_ready_kernel_is_taken_and_replaced(site):
             "import subprocess; print(subprocess.run('echo $GREETING', shell=True, text=True,"
             " capture_output=True).stdout)",
         )
-        work = site.scratch(spec) / "work"
-        assert out.split() == ["hello", str(spec.kernel_id), str(work), "hello"]
+        assert out.split() == ["hello", str(spec.kernel_id), "/home/work", "hello"]
         assert status.state == "finished"
         assert {k: pool(registry)[k] for k in ("hits", "misses")} == {"hits": 1, "misses": 0}
         await full(registry, site)

@@ -128,7 +128,7 @@ class Shim:
             "kernel_id": kernel_id,
             "incarnation": 1,
             "socket": self.socket,
-            "argv": argv or [os.path.realpath(sys.executable), GUEST, "python"],
+            "argv": argv or [os.path.realpath(sys.executable), GUEST, "python", "."],
             "env": env,
             "cwd": str(self.work),
             "uid": None,

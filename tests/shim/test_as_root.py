@@ -27,7 +27,7 @@ def other_account(make_shim: Callable[..., Shim]) -> Iterator[Shim]:
         os.chmod(folder, 0o755)
         for file in INSIDE.glob("*.py"):
             shutil.copy(file, folder)
-        shim = make_shim([SYSTEM_PYTHON, f"{folder}/guest.py", "python"], uid=UID, gid=UID + 1)
+        shim = make_shim([SYSTEM_PYTHON, f"{folder}/guest.py", "python", "."], uid=UID, gid=UID + 1)
         os.chown(shim.work, UID, UID + 1)
         os.chmod(shim.scratch, 0o700)
         shim.running()

@@ -1,4 +1,4 @@
-"""Kernels as processes of this machine: not isolated but by an account, where the agent is root."""
+"""Kernels as processes of this machine, enclosed by bubblewrap and control groups where those can be had."""
 
 import logging
 import os
@@ -16,18 +16,20 @@ from ...shim.failpoint import VARIABLE
 from ...wire.reports import ImageReport
 from ...wire.rpc import KernelSpec
 from ..accounts import AccountBook, separate_accounts
+from ..enclosure import Enclosure, KernelLimits, find_enclosure
 from ..environ import early_environ
 from ..images import LocalImage, Manifest, find_images
 from ..pool import Member, Pool
 from ..processes import held
 from ..scratch import KernelStore, Scratch
 from .interface import Shim, StartFailed
-from .shims import Place, ShimMaker
+from .shims import Place, ShimMaker, publish_inside
 
 log = logging.getLogger(__name__)
 
 #: Starts that are under way at once; more would only slow each other down.
 _STARTS_PER_CPU = 4
+_DEFAULT_LIMITS = KernelLimits()
 #: Seconds for a killed shim to be gone.
 END_TIMEOUT = 5.0
 
@@ -36,8 +38,14 @@ class ProcessBackend:
     """The back end for machines where nothing better is there. Make it with `open`."""
 
     def __init__(
-        self, images: Iterable[LocalImage], maker: ShimMaker, store: KernelStore, pool_size: int
+        self,
+        images: Iterable[LocalImage],
+        enclosure: Enclosure,
+        maker: ShimMaker,
+        store: KernelStore,
+        pool_size: int,
     ) -> None:
+        self._enclosure = enclosure
         self._images = {image.name: image for image in images}
         self._maker = maker
         self._store = store
@@ -56,29 +64,33 @@ class ProcessBackend:
         store: KernelStore,
         sockets: Path,
         manifests: Iterable[Manifest],
+        limits: KernelLimits = _DEFAULT_LIMITS,
+        sandboxed: bool = True,
         pool_size: int = 0,
         failpoints: str | None = os.environ.get(VARIABLE),
     ) -> Self:
-        """Find out what this machine can run. *failpoints* are those of the shims, for tests."""
+        """Find out what this machine can run, and how. *sandboxed*: enclose kernels if that can be done.
+
+        *failpoints* are those of the shims, for tests.
+        """
         book = AccountBook() if separate_accounts() else None
+        inside = publish_inside(store.data_dir)
         account = None if book is None else book.take(store.data_dir)
         try:
+            enclosure = await find_enclosure(store.data_dir, account, inside, limits, sandboxed=sandboxed)
             images = await find_images(manifests, account)
         finally:
             if book and account:
                 book.give_back(account, store.data_dir)
-        return cls(images, ShimMaker(store.data_dir, sockets, book, failpoints), store, pool_size)
+        return cls(
+            images, enclosure, ShimMaker(enclosure, inside, sockets, book, failpoints), store, pool_size
+        )
 
     def images(self) -> Sequence[ImageReport]:
         return [image.report() for image in self._images.values()]
 
     def missing(self) -> Mapping[str, str]:
-        shared = "" if separate_accounts() else " and act with the agent's own account"
-        missing = {
-            "isolation": f"Kernels are plain processes: they see the machine's files and processes{shared}.",
-            "limits": "Kernels are not held to the memory and processors that they were given.",
-            "network": "Kernels share the machine's network.",
-        }
+        missing = dict(self._enclosure.missing)
         if not self._images:
             whom = "a kernel's account" if separate_accounts() else "the agent's account"
             missing["account"] = f"No interpreter of the image manifests can be executed by {whom}."
@@ -93,6 +105,7 @@ class ProcessBackend:
             place = self._maker.find(scratch)
             shim = None if place is None else await self._maker.adopt(place, scratch)
             await self._end(place, scratch, shim)
+        await self._enclosure.sweep(frozenset(place.token for place, _ in self._places.values()))
         await self._pool.run()
 
     # -- kernels

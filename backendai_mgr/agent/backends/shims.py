@@ -1,7 +1,8 @@
 """Making shims: what each is given of this machine, and how that is found again and taken back.
 
-A shim has a *place*: a token that names its socket and marks its processes, and as root an account of its
-own. ``spec.json`` in its scratch folder tells the shim all about it, and later agents too.
+A shim has a *place*: a token that names its socket and marks its processes, as root an account of its own,
+and a control group where there are any. ``spec.json`` in its scratch folder tells the shim all about it, and
+later agents too.
 """
 
 import hashlib
@@ -21,10 +22,13 @@ import trio
 from ...shim.failpoint import failpoint
 from ...wire.rpc import KernelSpec
 from ..accounts import Account, AccountBook, NoAccountLeft, kill_all_of
+from ..cgroups import Cgroup, CgroupError
+from ..enclosure import Enclosure
 from ..environ import guest_environ, kernel_environ
 from ..images import LocalImage
 from ..inotify import wait_for_file
 from ..processes import Process, command_lines, environment_of, held, owner_of
+from ..sandbox import HOME, Sandbox
 from ..scratch import Scratch, read_json, tail, write_json, write_private
 from .interface import Shim, StartFailed
 
@@ -37,7 +41,6 @@ CLEAR_TIMEOUT = 5.0
 #: A shim without an agent ends its kernel and itself after so many seconds; one that nobody has used sooner.
 LEASH = 3600.0
 UNUSED_LEASH = 60.0
-RUN_LOG_BYTES = 64 << 20
 
 _SHIM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from backendai_mgr.shim.main import main; main(sys.argv[2])"
@@ -55,6 +58,7 @@ class Place:
     token: str
     socket: Path
     account: Account | None
+    group: Cgroup | None
 
     @property
     def mark(self) -> str:
@@ -66,10 +70,17 @@ class ShimMaker:
     """Makes shims below one data directory."""
 
     def __init__(
-        self, data_dir: Path, sockets: Path, book: AccountBook | None, failpoints: str | None
+        self,
+        enclosure: Enclosure,
+        inside: Path,
+        sockets: Path,
+        book: AccountBook | None,
+        failpoints: str | None,
     ) -> None:
+        """*inside* was made by `publish_inside`."""
+        self._enclosure = enclosure
+        self._inside = inside
         self._sockets = sockets
-        self._guest = publish_inside(data_dir) / "guest.py"
         self._book = book
         self._failpoints = failpoints
 
@@ -85,14 +96,22 @@ class ShimMaker:
                 raise StartFailed(str(error)) from error
         if account is not None:
             os.chown(scratch.work, account.uid, account.gid)
-        return Place(token=token, socket=self._sockets / token, account=account)
+        return Place(token=token, socket=self._sockets / token, account=account, group=self._group(token))
+
+    def _group(self, token: str) -> Cgroup | None:
+        try:
+            return self._enclosure.group(token)
+        except CgroupError as error:
+            raise StartFailed(str(error)) from error
 
     def find(self, scratch: Scratch) -> Place | None:
         """The place of a shim that an earlier agent made there."""
         match read_json(scratch.spec_file):
             case {"token": str(token), "uid": uid}:
                 account = self._book.keep(uid, scratch.root) if self._book and uid is not None else None
-                return Place(token=token, socket=self._sockets / token, account=account)
+                return Place(
+                    token=token, socket=self._sockets / token, account=account, group=self._group(token)
+                )
         return None
 
     def move(self, place: Place, old: Path, new: Path) -> None:
@@ -110,27 +129,52 @@ class ShimMaker:
     # -- shims
 
     def describe(self, place: Place, scratch: Scratch, image: LocalImage, spec: KernelSpec | None) -> None:
-        """Write ``spec.json``: of this kernel, or of one that nobody has asked for yet."""
+        """Write ``spec.json``: of this kernel, or of one that nobody has asked for yet. `StartFailed`."""
+        sandbox, group = self._enclosure.sandbox, place.group
+        home = "." if sandbox is None else HOME
+        argv = [image.interpreter, str(self._inside / "guest.py"), "python", home]
+        if sandbox is not None:
+            argv = [*self._enclose(sandbox, place, scratch, image), *argv]
         content = {
             "token": place.token,
             "kernel_id": None if spec is None else str(spec.kernel_id),
             "incarnation": None if spec is None else spec.incarnation,
             "socket": str(place.socket),
-            "argv": [image.interpreter, str(self._guest), "python"],
+            "argv": argv,
             "env": guest_environ(spec, place.mark),
-            "cwd": "work",
+            "cwd": "work" if sandbox is None else "/",
             "uid": place.account and place.account.uid,
             "gid": place.account and place.account.gid,
-            "setup": None if spec is None else self._setup(spec, scratch, image),
+            "enclosed": sandbox is not None,
+            "files": {} if sandbox is None else sandbox.descriptors(scratch.etc),
+            "join": [] if group is None else group.join_files(),
+            "oom_counter": None if group is None else group.oom_counter(),
+            "setup": None if spec is None else self._setup(place, spec, scratch, image),
             "mark": place.mark,
             "leash": UNUSED_LEASH if spec is None else LEASH,
-            "limits": {"run_log_bytes": RUN_LOG_BYTES},
+            "limits": {"run_log_bytes": self._enclosure.limits.run_output},
             "failpoints": self._failpoints,
         }
         write_json(scratch.spec_file, content)
 
-    def _setup(self, spec: KernelSpec, scratch: Scratch, image: LocalImage) -> Mapping[str, Any]:
-        return {"env": kernel_environ(spec, image, str(scratch.work)), "limits": {}}
+    def _enclose(self, sandbox: Sandbox, place: Place, scratch: Scratch, image: LocalImage) -> list[str]:
+        sandbox.write_files(scratch.etc, place.account)
+        return sandbox.argv(
+            work=scratch.work,
+            network=self._enclosure.limits.network,
+            readable=[self._inside, *image.paths],
+            files=scratch.etc,
+        )
+
+    def _setup(
+        self, place: Place, spec: KernelSpec, scratch: Scratch, image: LocalImage
+    ) -> Mapping[str, Any]:
+        home = str(scratch.work) if self._enclosure.sandbox is None else HOME
+        try:
+            limits = self._enclosure.bound(place.group, spec)
+        except CgroupError as error:
+            raise StartFailed(str(error)) from error
+        return {"env": kernel_environ(spec, image, home), "limits": limits}
 
     async def start(self, place: Place, scratch: Scratch) -> Shim:
         """Start the shim that ``spec.json`` describes; returns when its socket is served. `StartFailed`."""
@@ -155,8 +199,13 @@ class ShimMaker:
         return None
 
     async def clear(self, place: Place) -> None:
-        """Kill whatever may have been left running when the shim has gone."""
+        """Kill whatever may have been left running when the shim has gone; leave nothing behind."""
         place.socket.unlink(missing_ok=True)
+        if place.group is not None:
+            try:
+                await place.group.remove()
+            except CgroupError as error:
+                log.error("%s", error)
         with trio.move_on_after(CLEAR_TIMEOUT) as scope:
             while strays := self._strays(place):
                 if place.account is not None:

@@ -1,9 +1,9 @@
 """The guest: the first process inside of a kernel.  It runs nobody's code itself.
 
-Usage: ``python guest.py KIND ACCOUNT CONTROL_FD INTERPRETER_FD``.  KIND is ``python`` (it forks the
+Usage: ``python guest.py KIND HOME ACCOUNT CONTROL_FD INTERPRETER_FD``.  KIND is ``python`` (it forks the
 interpreter host, which serves INTERPRETER_FD) or ``command`` (there is none).  ACCOUNT is ``UID:GID``, which
-it becomes first, or ``-``.  Messages on CONTROL_FD, a stream socket, are a length (4 bytes, big endian) and a
-JSON object.  It receives
+it becomes first, or ``-``; then it goes to the folder HOME.  Messages on CONTROL_FD, a stream socket, are a
+length (4 bytes, big endian) and a JSON object.  It receives
 
     {"configure": {"env", "limits"}}            for what it executes from now on; limits are rlimits by name
     {"execute": number, "line": text, "stdin": text | null}     a command line; stdin null: it can be fed
@@ -299,8 +299,9 @@ def become(account: str) -> None:
 
 
 def main() -> None:
-    kind, account, control, interpreter = sys.argv[1:]
+    kind, home, account, control, interpreter = sys.argv[1:]
     become(account)
+    os.chdir(home)
     guest = Guest(int(control))
     if kind == "python":
         guest.fork_interpreter(int(interpreter))
