@@ -3,7 +3,7 @@
 Loaded by `host` (see there for what holds of all modules in this folder).
 """
 
-import _json  # type: ignore[import-not-found]  # all C: Python code would see the real builtins
+import _json  # all C: Python code would see the real builtins
 import _signal  # type: ignore[import-not-found]
 import os
 from _thread import allocate_lock, get_ident
@@ -29,7 +29,8 @@ class _Strictness:
     parse_float, parse_int = float, int
 
 
-_scan_json = _json.make_scanner(_Strictness)
+_configuration = _Strictness  # type: Any
+_scan_json = _json.make_scanner(_configuration)
 
 
 class Control:

@@ -40,7 +40,7 @@ from time import monotonic
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module costs milliseconds, and nothing needs it at run time
     import io
-    from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple  # noqa: F401
+    from typing import Any, Callable, Dict, List, NoReturn, Optional, Set, Tuple  # noqa: F401
 
 RECURSION_LIMIT = sys.getrecursionlimit()
 INTERRUPTED = 130
@@ -138,21 +138,27 @@ class Host:
     def _run(self, number: int, code: str) -> "Tuple[int, bool]":
         """Run the code; return its exit code and whether KeyboardInterrupt ended it."""
         try:
-            self._before_user_code()
-            self._execute(number, code)
-        except BaseException as error:  # user code raises what it likes
+            try:
+                self._before_user_code()
+                self._execute(number, code)
+            finally:
+                self._armed = False
+                _hold_signals(set())
+        except BaseException as error:  # user code raises what it likes, in handlers of signals also just now
             self._armed = False
-            _hold_signals()
-            return self._report(error)
-        self._armed = False
-        _hold_signals()
-        return 0, False
+            _hold_signals(set())
+            _set_handler(_SIGINT, self._on_interrupt)
+            outcome = self._report(error)
+        else:
+            outcome = 0, False
+        _hold_signals({_SIGINT})
+        return outcome
 
     def _before_user_code(self) -> None:
         self._configurable = False
         self._streams.begin()
         _set_handler(_SIGINT, self._on_interrupt)
-        _set_mask(_SIG_SETMASK, ())  # a late interrupt of the last run goes by here
+        _hold_signals(set())  # a late interrupt of the last run goes by here
         self._control.interrupted = False
         self._armed = True
 
@@ -165,13 +171,17 @@ class Host:
         self._restore_interpreter()
 
     def _complete(self, code: str, cursor: int) -> "List[str]":
+        matches = []  # type: List[str]
         try:
-            self._before_user_code()
-            matches = self._matches(code, cursor)
+            try:
+                self._before_user_code()
+                matches = self._matches(code, cursor)
+            finally:
+                self._armed = False
+                _hold_signals({_SIGINT})
         except BaseException:  # attributes are user code
-            matches = []
-        self._armed = False
-        _hold_signals()
+            self._armed = False
+            _hold_signals({_SIGINT})
         return matches
 
     def _matches(self, code: str, cursor: int) -> "List[str]":
@@ -184,6 +194,7 @@ class Host:
 
     def _execute(self, number: int, code: str) -> None:
         self._control.began(number)
+        _set_mask(_SIG_SETMASK, ())
         name = "<run-%d>" % number
         self._sources.add(name, code)
         flags = self._futures | TOP_LEVEL_AWAIT
@@ -351,9 +362,16 @@ _SERVE = Host.serve.__code__
 _UNDISTURBED = _control.Control.undisturbed.__code__
 
 
-def _hold_signals() -> None:
+def _hold_signals(more: "Set[int]") -> None:
     """What user code does at signals it does in runs only: no exception of it may leave the host."""
-    _set_mask(_SIG_SETMASK, [_SIGINT] + [number for number in _HELD if callable(_get_handler(number))])
+    while True:
+        try:
+            _set_mask(_SIG_SETMASK, _control.SIGNALS)
+            held = more.union([number for number in _HELD if callable(_get_handler(number))])
+            _set_mask(_SIG_SETMASK, held)
+            return
+        except BaseException:  # of a handler, for the last time
+            pass
 
 
 def _reset_signals() -> None:
