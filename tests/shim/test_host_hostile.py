@@ -92,7 +92,7 @@ ODD = {
     ),
     "closed input": "quit()",
     "atexit": "import atexit; atexit.register(print, 'never'); None",
-    "daemon thread": "import threading as t, time; t.Thread(target=time.sleep, args=(99,), daemon=True).start()",
+    "daemon thread": "import threading, time; threading.Thread(target=time.sleep, args=[9]).start()",
     "waiting thread": "import threading, time; threading.Thread(target=time.sleep, args=(99,)).start()",
     "low limits": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))",
     "forked children": "import os\nfor _ in range(3):\n    if os.fork() == 0: raise SystemExit(2)\n"

@@ -115,7 +115,8 @@ class Host:
         sys.displayhook = self._show
         actions = {"getpass": self._import_getpass, "matplotlib": _hooks.import_matplotlib}
         sys.meta_path.insert(0, _hooks.Finder(actions, {_hooks.FIGURES: self._import_figures}))
-        _set_handler(_SIGINT, self._on_interrupt)
+        control.on_interrupt = self._on_interrupt
+        _set_handler(_SIGINT, control.on_interrupt)
 
     def serve(self) -> "NoReturn":
         self._control.ready()
@@ -147,7 +148,7 @@ class Host:
         except BaseException as error:  # user code raises what it likes, in handlers of signals also just now
             self._armed = False
             _hold_signals(set())
-            _set_handler(_SIGINT, self._on_interrupt)
+            _set_handler(_SIGINT, self._control.on_interrupt)
             outcome = self._report(error)
         else:
             outcome = 0, False
@@ -157,7 +158,7 @@ class Host:
     def _before_user_code(self) -> None:
         self._configurable = False
         self._streams.begin()
-        _set_handler(_SIGINT, self._on_interrupt)
+        _set_handler(_SIGINT, self._control.on_interrupt)
         _hold_signals(set())  # a late interrupt of the last run goes by here
         self._control.interrupted = False
         self._armed = True
@@ -220,7 +221,7 @@ class Host:
         if not self._armed:
             return
         while frame is not None and frame.f_code.co_filename in _OURS:
-            if frame.f_code is _UNDISTURBED:
+            if frame.f_code is _MASKED:
                 self._control.interrupted = True
                 return
             if frame.f_code in _INTERRUPTIBLE:
@@ -359,7 +360,7 @@ class Host:
 
 _INTERRUPTIBLE = {Host._execute.__code__, Host._matches.__code__, Host._print.__code__}
 _SERVE = Host.serve.__code__
-_UNDISTURBED = _control.Control.undisturbed.__code__
+_MASKED = _control.Control.masked.__code__
 
 
 def _hold_signals(more: "Set[int]") -> None:
