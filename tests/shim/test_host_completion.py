@@ -129,9 +129,9 @@ def test_configuration(python: str, tmp_path: Path) -> None:
         assert kernel.run("os.getcwd() != '/'").out == "True\n"
 
 
-def test_a_working_directory_that_is_not_there() -> None:
+def test_a_working_directory_that_is_not_there(tmp_path: Path) -> None:
     with host() as kernel:
-        kernel.send(configure={"env": {}, "cwd": "/nonexistent"})
+        kernel.send(configure={"env": {}, "cwd": str(tmp_path / "gone")})
         with pytest.raises(HostDied):
             kernel.run("1")
         assert "the working directory cannot be entered" in kernel.printed(1)
