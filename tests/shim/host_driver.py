@@ -65,7 +65,10 @@ class HostProcess:
     def _exactly(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
-            piece = self.socket.recv(size - len(data))
+            try:
+                piece = self.socket.recv(size - len(data))
+            except ConnectionResetError:
+                piece = b""
             if not piece:
                 raise HostDied(self.process.wait(PATIENCE))
             data += piece

@@ -22,10 +22,11 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[HostProcess]:
 
 
 @pytest.fixture(scope="module")
-def plotting() -> Iterator[HostProcess]:
+def plotting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     """A kernel that has the matplotlib which the tests have, wherever that is."""
     where = os.path.dirname(os.path.dirname(matplotlib.__file__))
-    with host([sys.executable, HOST], {"PYTHONPATH": where, "MPLCONFIGDIR": "/nonexistent"}) as kernel:
+    env = {"PYTHONPATH": where, "MPLCONFIGDIR": str(tmp_path_factory.mktemp("matplotlib"))}
+    with host([sys.executable, HOST], env) as kernel:
         kernel.run("import warnings, logging; logging.disable(); import matplotlib.pyplot as plt")
         yield kernel
 
@@ -81,7 +82,8 @@ def test_text_is_what_remains(kernel: HostProcess, body: str, error: str) -> Non
 
 def test_what_is_too_large_becomes_a_note(kernel: HostProcess) -> None:
     kernel.run(
-        "class Large:\n    def __init__(self, size): self.size = size\n    def _repr_html_(self): return 'x' * self.size"
+        "class Large:\n    def __init__(self, size): self.size = size\n"
+        "    def _repr_html_(self): return 'x' * self.size"
     )
     assert kernel.run("Large((8 << 20) + 1)").out == "[text/html is not shown: it is larger than 8 MiB]\n"
     assert kernel.displayed() == []
@@ -105,8 +107,10 @@ def test_an_interrupt_cannot_cut_a_message(kernel: HostProcess) -> None:
 
 def test_children_show_text(kernel: HostProcess) -> None:
     result = kernel.run(
-        "import os, sys\nclass Rich:\n    def _repr_html_(self): return '<b>'\n    def __repr__(self): return 'rich'\n"
-        "pid = os.fork()\nif pid == 0:\n    sys.displayhook(Rich())\n    sys.stdout.flush()\n    os._exit(0)\n_ = os.waitpid(pid, 0)"
+        "import os, sys\nclass Rich:\n    def _repr_html_(self): return '<b>'\n"
+        "    def __repr__(self): return 'rich'\n"
+        "pid = os.fork()\nif pid == 0:\n    sys.displayhook(Rich())\n    sys.stdout.flush()\n"
+        "    os._exit(0)\n_ = os.waitpid(pid, 0)"
     )
     assert result == (0, "rich\n", "", False)
     assert kernel.displayed() == []
@@ -171,5 +175,9 @@ def test_a_backend_of_the_user_s_choice_stays(plotting: HostProcess) -> None:
 
 
 def test_children_draw_without_a_screen(plotting: HostProcess) -> None:
-    code = "import subprocess, sys\nsubprocess.check_output([sys.executable, '-c', 'import matplotlib.pyplot as p; p.figure(); print(p.get_backend())'])"
+    code = (
+        "import subprocess, sys\n"
+        "code = 'import matplotlib.pyplot as p; p.figure(); print(p.get_backend())'\n"
+        "subprocess.check_output([sys.executable, '-c', code])"
+    )
     assert plotting.run(code).out.lower() == "b'agg\\n'\n"

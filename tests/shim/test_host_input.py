@@ -45,7 +45,10 @@ def test_passwords(kernel: HostProcess) -> None:
 
 
 def test_getpass_is_otherwise_itself(kernel: HostProcess) -> None:
-    code = "import getpass, inspect\n[getpass.__file__[-10:], callable(getpass.getuser), type(getpass.__loader__).__name__]"
+    code = (
+        "import getpass, inspect\n"
+        "[getpass.__file__[-10:], callable(getpass.getuser), type(getpass.__loader__).__name__]"
+    )
     assert kernel.run(code).out == "['getpass.py', True, 'SourceFileLoader']\n"
 
 
@@ -115,7 +118,8 @@ def test_an_interrupt_can_be_caught(kernel: HostProcess) -> None:
 
 def test_an_alarm_leaves_the_question(kernel: HostProcess) -> None:
     kernel.start(
-        "import signal\ndef ring(*_): raise TimeoutError('too slow')\nold = signal.signal(signal.SIGALRM, ring)\n"
+        "import signal\ndef ring(*_): raise TimeoutError('too slow')\n"
+        "old = signal.signal(signal.SIGALRM, ring)\n"
         "_ = signal.setitimer(signal.ITIMER_REAL, 0.05)\ninput()"
     )
     kernel.prompt()
@@ -125,7 +129,8 @@ def test_an_alarm_leaves_the_question(kernel: HostProcess) -> None:
 
 def test_threads_ask_one_after_the_other(kernel: HostProcess) -> None:
     kernel.start(
-        "import threading\nheard = []\nthreads = [threading.Thread(target=lambda: heard.append(input())) for _ in range(5)]\n"
+        "import threading\nheard = []\n"
+        "threads = [threading.Thread(target=lambda: heard.append(input())) for _ in range(5)]\n"
         "for t in threads: t.start()\nfor t in threads: t.join()\nheard"
     )
     for text in "abcde":

@@ -3,21 +3,24 @@
 Loaded by `host` (see there for what holds of all modules in this folder).
 """
 
-import _json  # type: ignore[import-not-found]  # all C: Python code would see the real builtins
+import _json  # all C: Python code would see the real builtins
 import _signal  # type: ignore[import-not-found]
 import os
-from _thread import allocate_lock, get_ident
+from _thread import RLock, allocate_lock, get_ident
 from select import POLLIN, poll
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional
 
-THREAD_POLL = 50  # milliseconds: a thread that waits for input looks this often whether its run has ended
+#: Who waits for input looks this often for the end of its run, and for a signal that came just before.
+POLL_SECONDS = 0.05
 _FATAL = (4, 6, 7, 8, 9, 11, 19)  # ILL, ABRT, BUS, FPE, SEGV must come through; KILL, STOP do
 SIGNALS = [number for number in range(1, 65) if number not in _FATAL and number not in (32, 33)]
 _exit, _getpid, _read, _write = os._exit, os.getpid, os.read, os.write
 _set_mask, _SIG_BLOCK, _SIG_SETMASK = _signal.pthread_sigmask, _signal.SIG_BLOCK, _signal.SIG_SETMASK
+_get_handler, _SIGINT = _signal.getsignal, _signal.SIGINT
+_OTHERS = [number for number in SIGNALS if number != _SIGINT]
 _quote = _json.encode_basestring_ascii
 
 
@@ -29,7 +32,8 @@ class _Strictness:
     parse_float, parse_int = float, int
 
 
-_scan_json = _json.make_scanner(_Strictness)
+_configuration = _Strictness  # type: Any
+_scan_json = _json.make_scanner(_configuration)
 
 
 class Control:
@@ -41,10 +45,11 @@ class Control:
         self._main = get_ident()
         self._sending = allocate_lock()
         self._reading = allocate_lock()
-        self._asking = allocate_lock()
+        self._asking = RLock()  # type: Any
         self._prompts = 0
         self._run = None  # type: Optional[int]
         self.interrupted = False  # while a message was under way
+        self.on_interrupt = None  # type: Any
         os.set_inheritable(fd, False)
 
     # -- the host's own
@@ -91,7 +96,9 @@ class Control:
         """Ask for a line and wait for it; None: there is none."""
         if not self.serves_this_run():
             return None
-        with self._asking:
+        try:
+            while not self._asking.acquire(True, POLL_SECONDS):
+                pass
             run = self._run
             if run is None:
                 return None
@@ -100,13 +107,15 @@ class Control:
             truth = "true" if is_password else "false"
             self.undisturbed(self._send, '{"prompt":%d,"is_password":%s}' % (number, truth))
             return self._answer(run, number)
+        finally:
+            if self._asking._is_owned():  # an interrupt may come before we have it
+                self._asking.release()
 
     def _answer(self, run: int, number: int) -> "Optional[str]":
         waiter = poll()
         waiter.register(self._fd, POLLIN)
-        patience = None if get_ident() == self._main else THREAD_POLL
         while True:
-            heard = waiter.poll(patience)  # may be interrupted: no message is under way
+            heard = waiter.poll(POLL_SECONDS * 1000)  # may be interrupted: no message is under way
             message = self.undisturbed(self._take, run) if heard else {}
             if self._run != run:
                 return None
@@ -125,14 +134,23 @@ class Control:
 
     def undisturbed(self, function: "Any", *arguments: "Any") -> "Any":
         """Call a function that no signal's handler may leave: half a message would spoil all that follow."""
-        mask = _set_mask(_SIG_BLOCK, SIGNALS)
+        result = self.masked(function, *arguments)
+        if self.interrupted and get_ident() == self._main:
+            self.interrupted = False
+            raise KeyboardInterrupt
+        return result
+
+    def masked(self, function: "Any", *arguments: "Any") -> "Any":
+        """Our handler of SIGINT, called in here, only sets `interrupted`; all other handlers have to wait.
+
+        Were SIGINT blocked too, another thread would get it, and then it would not end a system call of ours.
+        """
+        ours = _get_handler(_SIGINT) is self.on_interrupt
+        mask = _set_mask(_SIG_BLOCK, _OTHERS if ours else SIGNALS)
         try:
             return function(*arguments)
         finally:
             _set_mask(_SIG_SETMASK, mask)
-            if self.interrupted and get_ident() == self._main:  # it came by way of another thread
-                self.interrupted = False
-                raise KeyboardInterrupt
 
     def _send(self, text: str) -> None:
         data = memoryview(len(text).to_bytes(4, "big") + text.encode())

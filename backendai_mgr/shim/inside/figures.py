@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     def emit(png: bytes) -> None: ...
 
 
-class FigureCanvas(FigureCanvasAgg):  # type: ignore[misc]
+class FigureCanvas(FigureCanvasAgg):  # type: ignore[misc,unused-ignore]
     pass
 
 
-class FigureManager(FigureManagerBase):  # type: ignore[misc]
+class FigureManager(FigureManagerBase):  # type: ignore[misc,unused-ignore]
     def show(self) -> None:
         show_one(self)
 

@@ -40,7 +40,7 @@ from time import monotonic
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module costs milliseconds, and nothing needs it at run time
     import io
-    from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple  # noqa: F401
+    from typing import Any, Callable, Dict, List, NoReturn, Optional, Set, Tuple  # noqa: F401
 
 RECURSION_LIMIT = sys.getrecursionlimit()
 INTERRUPTED = 130
@@ -115,7 +115,8 @@ class Host:
         sys.displayhook = self._show
         actions = {"getpass": self._import_getpass, "matplotlib": _hooks.import_matplotlib}
         sys.meta_path.insert(0, _hooks.Finder(actions, {_hooks.FIGURES: self._import_figures}))
-        _set_handler(_SIGINT, self._on_interrupt)
+        control.on_interrupt = self._on_interrupt
+        _set_handler(_SIGINT, control.on_interrupt)
 
     def serve(self) -> "NoReturn":
         self._control.ready()
@@ -138,21 +139,27 @@ class Host:
     def _run(self, number: int, code: str) -> "Tuple[int, bool]":
         """Run the code; return its exit code and whether KeyboardInterrupt ended it."""
         try:
-            self._before_user_code()
-            self._execute(number, code)
-        except BaseException as error:  # user code raises what it likes
+            try:
+                self._before_user_code()
+                self._execute(number, code)
+            finally:
+                self._armed = False
+                _hold_signals(set())
+        except BaseException as error:  # user code raises what it likes, in handlers of signals also just now
             self._armed = False
-            _hold_signals()
-            return self._report(error)
-        self._armed = False
-        _hold_signals()
-        return 0, False
+            _hold_signals(set())
+            _set_handler(_SIGINT, self._control.on_interrupt)
+            outcome = self._report(error)
+        else:
+            outcome = 0, False
+        _hold_signals({_SIGINT})
+        return outcome
 
     def _before_user_code(self) -> None:
         self._configurable = False
         self._streams.begin()
-        _set_handler(_SIGINT, self._on_interrupt)
-        _set_mask(_SIG_SETMASK, ())  # a late interrupt of the last run goes by here
+        _set_handler(_SIGINT, self._control.on_interrupt)
+        _hold_signals(set())  # a late interrupt of the last run goes by here
         self._control.interrupted = False
         self._armed = True
 
@@ -165,13 +172,17 @@ class Host:
         self._restore_interpreter()
 
     def _complete(self, code: str, cursor: int) -> "List[str]":
+        matches = []  # type: List[str]
         try:
-            self._before_user_code()
-            matches = self._matches(code, cursor)
+            try:
+                self._before_user_code()
+                matches = self._matches(code, cursor)
+            finally:
+                self._armed = False
+                _hold_signals({_SIGINT})
         except BaseException:  # attributes are user code
-            matches = []
-        self._armed = False
-        _hold_signals()
+            self._armed = False
+            _hold_signals({_SIGINT})
         return matches
 
     def _matches(self, code: str, cursor: int) -> "List[str]":
@@ -184,6 +195,7 @@ class Host:
 
     def _execute(self, number: int, code: str) -> None:
         self._control.began(number)
+        _set_mask(_SIG_SETMASK, ())
         name = "<run-%d>" % number
         self._sources.add(name, code)
         flags = self._futures | TOP_LEVEL_AWAIT
@@ -209,7 +221,7 @@ class Host:
         if not self._armed:
             return
         while frame is not None and frame.f_code.co_filename in _OURS:
-            if frame.f_code is _UNDISTURBED:
+            if frame.f_code is _MASKED:
                 self._control.interrupted = True
                 return
             if frame.f_code in _INTERRUPTIBLE:
@@ -348,12 +360,19 @@ class Host:
 
 _INTERRUPTIBLE = {Host._execute.__code__, Host._matches.__code__, Host._print.__code__}
 _SERVE = Host.serve.__code__
-_UNDISTURBED = _control.Control.undisturbed.__code__
+_MASKED = _control.Control.masked.__code__
 
 
-def _hold_signals() -> None:
+def _hold_signals(more: "Set[int]") -> None:
     """What user code does at signals it does in runs only: no exception of it may leave the host."""
-    _set_mask(_SIG_SETMASK, [_SIGINT] + [number for number in _HELD if callable(_get_handler(number))])
+    while True:
+        try:
+            _set_mask(_SIG_SETMASK, _control.SIGNALS)
+            held = more.union([number for number in _HELD if callable(_get_handler(number))])
+            _set_mask(_SIG_SETMASK, held)
+            return
+        except BaseException:  # of a handler, for the last time
+            pass
 
 
 def _reset_signals() -> None:
