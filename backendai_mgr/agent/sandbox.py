@@ -23,6 +23,9 @@ SECCOMP_FD = 9
 #: Account of an ordinary user's kernels as seen from inside.
 USER_UID = 1000
 HOME = "/home/work"
+#: For a Python that is the first process: else it would read, and as root obey, what the user left in HOME
+#: (``~/.local/lib/python3.x/site-packages/*.pth``) before it changes its account.
+PYTHON_OPTIONS = ("-s", "-E")
 _TMP_BYTES = 1 << 30
 _PROBE_SECONDS = 15.0
 _FILTER, _PASSWD, _GROUP, _NSSWITCH, _HOSTS = "seccomp.bpf", "passwd", "group", "nsswitch.conf", "hosts"
@@ -69,8 +72,8 @@ _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 class Sandbox:
     """A way to enclose kernels that was seen to work here. `find_sandbox` makes one.
 
-    With `as_root` the command starts as uid 0 with the right to change its account and none other, and must
-    use it at once; else it has the only account that there is inside.
+    With `as_root` the command starts as uid 0 with the right to change its account and none other. It must
+    do so before it reads anything in `HOME` (see `PYTHON_OPTIONS`). Else it has the only account inside.
     """
 
     bwrap: str

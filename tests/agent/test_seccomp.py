@@ -138,6 +138,23 @@ if x86:
     assert rest in (["EAFNOSUPPORT EAFNOSUPPORT", "ENOSYS"], ["EAFNOSUPPORT EAFNOSUPPORT"])
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="only x86_64 has another machine's calls")
+def test_calls_by_the_old_interrupt_are_deadly():
+    snippet = """
+import ctypes, mmap, os
+code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code.write(bytes.fromhex("b814000000cd80c3"))  # getpid by interrupt 80
+call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+pid = os.fork()
+if pid == 0:
+    call()
+    os._exit(0)
+print(os.WIFSIGNALED(os.waitpid(pid, 0)[1]))
+"""
+    with enclosure(as_root=os.geteuid() == 0) as inside:
+        assert inside.python(snippet) == "True\n"
+
+
 def test_what_programs_need_works():
     snippet = """
 import multiprocessing, os, pty, subprocess, threading
