@@ -1,5 +1,6 @@
 """Environments: of the guest, which comes first, and of what runs in a kernel, which is the user's."""
 
+import json
 from pathlib import Path
 
 from ..wire.rpc import KernelSpec
@@ -17,8 +18,13 @@ def guest_environ(spec: KernelSpec | None, mark: str) -> dict[str, str]:
     *spec* is None for a kernel that nobody has asked for yet.
     """
     name, _, value = mark.partition("=")
-    own = {} if spec is None else {**early_environ(spec), "BACKENDAI_KERNEL_ID": str(spec.kernel_id)}
-    return {"PATH": ":".join(_PATH), "LANG": "C.UTF-8", **own, name: value}
+    environ = {"PATH": ":".join(_PATH), "LANG": "C.UTF-8", name: value}
+    if spec is not None:
+        environ["BACKENDAI_KERNEL_ID"] = str(spec.kernel_id)
+        if early := early_environ(spec):
+            # Never as such: the sandbox, and the guest before it has the kernel's account, would obey them.
+            environ["BACKENDAI_EARLY"] = json.dumps(early)
+    return environ
 
 
 def early_environ(spec: KernelSpec) -> dict[str, str]:

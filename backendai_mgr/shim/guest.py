@@ -3,8 +3,8 @@
 The command line is the spec's ``argv`` with three arguments appended, which `inside.guest` explains: the
 account that it is to become, and the descriptors of two sockets, one to the guest and one to the interpreter.
 So ``argv`` is for example ``["/usr/bin/python3", ".../guest.py", "python", "."]``, or the same behind a
-sandbox that passes descriptors on.  Descriptors 0, 1, 2 are /dev/null and two pipes; beside the sockets only those of
-`Command.files` are open.  The child leads a session of its own and dies with the shim.
+sandbox that passes descriptors on.  Descriptors 0, 1, 2 are /dev/null and two pipes; beside the sockets only
+those of `Command.files` are open.  The child leads a session of its own and dies with the shim.
 
 On the interpreter's socket (framing as in `framing`) the shim sends ``{"run": number, "code": text}``,
 ``{"input": prompt, "text": text | null}``, ``{"complete": number, "code": text, "cursor": characters}`` and,

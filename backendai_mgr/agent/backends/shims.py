@@ -28,7 +28,7 @@ from ..environ import guest_environ, kernel_environ
 from ..images import LocalImage
 from ..inotify import wait_for_file
 from ..processes import Process, command_lines, environment_of, held, owner_of
-from ..sandbox import HOME, Sandbox
+from ..sandbox import HOME, PYTHON_OPTIONS, Sandbox
 from ..scratch import Scratch, read_json, tail, write_json, write_private
 from .interface import Shim, StartFailed
 
@@ -132,7 +132,7 @@ class ShimMaker:
         """Write ``spec.json``: of this kernel, or of one that nobody has asked for yet. `StartFailed`."""
         sandbox, group = self._enclosure.sandbox, place.group
         home = "." if sandbox is None else HOME
-        argv = [image.interpreter, str(self._inside / "guest.py"), "python", home]
+        argv = [image.interpreter, *PYTHON_OPTIONS, str(self._inside / "guest.py"), "python", home]
         if sandbox is not None:
             argv = [*self._enclose(sandbox, place, scratch, image), *argv]
         content = {

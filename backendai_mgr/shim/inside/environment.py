@@ -21,6 +21,8 @@ def configure(order: "Dict[str, Any]") -> None:
     ours = [entry for entry in order["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.path[1:1] = [entry for entry in ours if entry not in sys.path]
     site = sys.modules.get("site")  # type: Any
-    if site is not None and site.ENABLE_USER_SITE and not sys.flags.no_user_site:
+    # The guest was started without, lest it obeyed the user's files before it had the user's account.
+    if site is not None and sys.prefix == sys.base_prefix and "PYTHONNOUSERSITE" not in order["env"]:
+        site.ENABLE_USER_SITE = True
         site.USER_BASE = site.USER_SITE = None
         site.addusersitepackages(set(sys.path))

@@ -2,7 +2,9 @@
 
 Usage: ``python guest.py KIND HOME ACCOUNT CONTROL_FD INTERPRETER_FD``.  KIND is ``python`` (it forks the
 interpreter host, which serves INTERPRETER_FD) or ``command`` (there is none).  ACCOUNT is ``UID:GID``, which
-it becomes first, or ``-``; then it goes to the folder HOME.  Messages on CONTROL_FD, a stream socket, are a
+it becomes first, or ``-``; then it goes to the folder HOME.  The variable BACKENDAI_EARLY holds a JSON object
+of variables that must be there when an interpreter is executed: only then, as the kernel's account, it
+executes itself again with them.  Messages on CONTROL_FD, a stream socket, are a
 length (4 bytes, big endian) and a JSON object.  It receives
 
     {"configure": {"env", "limits"}}            for what it executes from now on; limits are rlimits by name
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional  # noqa: F401
 
 INTERPRETER = 0
+EARLY = "BACKENDAI_EARLY"
 SHELL = "/bin/sh"
 LOOK_SECONDS = 0.1  # between two looks whether a command waits for input
 MOST_UNFED = 1024 * 1024  # bytes that wait for a command to read them; what is more is dropped
@@ -302,6 +305,10 @@ def main() -> None:
     kind, home, account, control, interpreter = sys.argv[1:]
     become(account)
     os.chdir(home)
+    early = os.environ.pop(EARLY, "")
+    if early:
+        argv = [sys.executable, sys.argv[0], kind, ".", "-", control, interpreter]
+        os.execve(sys.executable, argv, dict(os.environ, **json.loads(early)))
     guest = Guest(int(control))
     if kind == "python":
         guest.fork_interpreter(int(interpreter))
