@@ -58,7 +58,13 @@ async def run_agent(
     # Kept and raised below: on its way out of the nurseries it would be wrapped in exception groups.
     refused: OSError | None = None
     async with (
-        open_registry(data_dir, backend, offered, separate_accounts=separate_accounts()) as registry,
+        open_registry(
+            data_dir,
+            backend,
+            offered,
+            separate_accounts=separate_accounts(),
+            upload_size=config.upload_size,
+        ) as registry,
         trio.open_nursery() as nursery,
     ):
         serve = partial(

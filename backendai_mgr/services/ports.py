@@ -17,6 +17,7 @@ from ..domain.ids import AccessKey, AgentId, KernelId, SessionId
 from ..domain.sessions import KernelRow, KernelToStart, LiveSession, NewSession, Session
 from ..domain.status import AgentStatus, Status
 from ..scheduling.snapshot import Plan, Snapshot
+from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import KernelSpec, Output, RunSpec, RunStatus, Started
@@ -291,6 +292,23 @@ class AgentLink(Protocol):
 
     async def poll_run(self, kernel_id: KernelId, run_id: str, *, wait: float, max_bytes: int) -> Output:
         """Legacy: continue at the run's own cursor and advance it."""
+
+    async def list_files(self, kernel_id: KernelId, path: str) -> Listing: ...
+
+    async def read_file(
+        self, kernel_id: KernelId, path: str, *, offset: int, max_bytes: int
+    ) -> FilePiece: ...
+
+    async def write_file(
+        self, kernel_id: KernelId, path: str, *, upload: str, offset: int, data: bytes, final: bool
+    ) -> None:
+        """A piece (at most 4 MiB) of an upload; with ``final`` the file is put in place. May be repeated."""
+
+    async def archive_file(self, kernel_id: KernelId, path: str, *, max_bytes: int) -> bytes:
+        """A tar file of a file or a folder."""
+
+    async def read_log(self, kernel_id: KernelId, *, before: LogPlace | None, max_bytes: int) -> LogPiece:
+        """The newest of what the kernel and its runs wrote, before a place (None: the end)."""
 
     def stream(
         self, kernel_id: KernelId, run_id: str, *, offset: int
