@@ -130,6 +130,9 @@ class Sessions(Protocol):
     async def live(self, session_id: SessionId) -> LiveSession | None:
         """The session if it is live and has an agent."""
 
+    async def stored_log(self, kernel_id: KernelId) -> bytes | None:
+        """The log of an ended kernel, if it was stored."""
+
     async def live_owned(self) -> Sequence[Session]:
         """Every live session: what a stop of the local mode has to end."""
 
@@ -212,6 +215,9 @@ class AgentStore(Protocol):
         self, agent_id: AgentId, epoch: int, moves: Sequence[KernelMove], *, now: datetime
     ) -> Sequence[KernelMove]:
         """As `Sessions.move`, guarded by the epoch."""
+
+    async def store_log(self, agent_id: AgentId, epoch: int, kernel_id: KernelId, log: bytes) -> None:
+        """Keep the log of a kernel that has ended. `StaleEpoch` as above."""
 
     async def mark_lost(self, agent_id: AgentId, epoch: int, *, now: datetime) -> bool:
         """ALIVE -> LOST. `StaleEpoch` as above; False when it was not ALIVE."""
