@@ -166,11 +166,8 @@ class Client:
         )
         if content_type is not None:
             request.headers["Content-Type"] = content_type
-        request.headers.update(
-            self._signed(
-                method, request.url.raw_path.decode(), request.headers["Host"], content_type or OCTETS
-            )
-        )
+        target, host = request.url.raw_path.decode(), request.headers["Host"]
+        request.headers.update(self._signed(method, target, host, content_type or OCTETS))
         return await self._http.send(request)
 
     @asynccontextmanager

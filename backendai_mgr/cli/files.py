@@ -2,9 +2,10 @@
 
 import os
 import stat
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -78,6 +79,7 @@ def cp(data_dir: Path | None, recursive: bool, source: str, destination: str) ->
 
 
 async def _cp(data_dir: Path | None, recursive: bool, source: str, destination: str) -> int:
+    copy: Callable[[Client, bool, Progress], Awaitable[bool]]
     match parse_place(source), parse_place(destination):
         case Path() as here, Remote() as there:
             copy = partial(_upload, here, there)
@@ -85,27 +87,27 @@ async def _cp(data_dir: Path | None, recursive: bool, source: str, destination: 
             copy = partial(_download, there, here)
         case _:
             raise CliError("One side of a copy is NAME:PATH, a path in a session; the other is a path here.")
-    with told(OSError), _progress() as advance:
+    with told(OSError), _progress() as progress:
         async with open_client(find_target(data_dir)) as client:
-            return int(await copy(client, recursive, advance))
+            return int(await copy(client, recursive, progress))
 
 
 # ---------------------------------------------------------------- into a session
 
 
-async def _upload(here: Path, there: Remote, client: Client, recursive: bool, advance: "Progress") -> bool:
+async def _upload(here: Path, there: Remote, client: Client, recursive: bool, progress: "Progress") -> bool:
     """Whether something was left out."""
-    if here.is_dir() and not recursive:
+    if _is_dir(here) and not recursive:
         raise CliError(f"{here} is a folder; copy it with -r.")
     if there.path in ("", "/home/work") or there.path.endswith("/") or await _is_folder(client, there):
-        there = there / here.resolve().name
-    if not here.is_dir():
-        await _put(client, here, there, advance)
+        there = Remote(there.session, there.path.rstrip("/")) / _own_name(here)
+    if not _is_dir(here):
+        await _put(client, here, there, progress)
         return False
     left_out = False
     for path in _walk(here):
         if stat.S_ISREG(path.lstat().st_mode):
-            await _put(client, path, there / path.relative_to(here).as_posix(), advance)
+            await _put(client, path, there / path.relative_to(here).as_posix(), progress)
         else:
             left_out = _leave_out(str(path))
     return left_out
@@ -155,12 +157,12 @@ async def _put(client: Client, here: Path, there: Remote, progress: "Progress") 
 async def _download(there: Remote, here: Path, client: Client, recursive: bool, progress: "Progress") -> bool:
     """Whether something was left out."""
     if not await _is_folder(client, there):
-        target = here / there.name if here.is_dir() else here
+        target = here / there.name if _is_dir(here) else here
         await _get(client, there, target, progress)
         return False
     if not recursive:
         raise CliError(f"{there} is a folder; copy it with -r.")
-    if here.is_dir() and there.name:
+    if _is_dir(here) and there.name:
         here = here / there.name
     left_out = False
     async for mode, place, names in _below(client, there, ()):
@@ -226,8 +228,18 @@ async def _get(client: Client, there: Remote, here: Path, progress: "Progress") 
         os.chmod(draft.name, 0o666 & ~_umask())
         os.replace(draft.name, here)
     except BaseException:
-        Path(draft.name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(draft.name)
         raise
+
+
+def _is_dir(path: Path) -> bool:
+    return path.is_dir()
+
+
+def _own_name(path: Path) -> str:
+    """Its last name, also of ``.``."""
+    return os.path.basename(os.path.abspath(path))
 
 
 def _umask() -> int:
@@ -262,21 +274,32 @@ class _Bars(Progress):
 
         for task in self._bars.task_ids:  # one bar at a time
             self._bars.remove_task(task)
-        return partial(self._bars.advance, self._bars.add_task(escape(name), total=size))
+        task = self._bars.add_task(escape(name), total=size)
+
+        def advance(count: int) -> None:
+            self._bars.advance(task, count)
+
+        return advance
 
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """Bars on a terminal, nothing elsewhere."""
-    if not click.get_text_stream("stderr").isatty():
+    if not sys.stderr.isatty():
         yield Progress()
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bars:
         yield _Bars(bars)
 
 

@@ -18,6 +18,7 @@ from .harness import VERSION, serving
 FILES = "/session/my-session/files"
 SESSION = "/session/my-session"
 MIB = 1 << 20
+FIELD = b"--b\r\nContent-Disposition: form-data; name=x\r\n\r\nv\r\n--b--\r\n"
 
 
 def field_of(reply: httpx.Response, status: int = 400) -> list[str]:
@@ -208,7 +209,7 @@ async def test_a_form_that_was_cut_off_is_refused_whole(server, client, cut):
         (form(("a", b"1")), "application/json"),
         (form(("", b"1")), "multipart/form-data; boundary=b0undary"),
         (form(("%00", b"1")), "multipart/form-data; boundary=b0undary"),
-        (b"--b\r\nContent-Disposition: form-data; name=x\r\n\r\nv\r\n--b--\r\n", "multipart/form-data; boundary=b"),
+        (FIELD, "multipart/form-data; boundary=b"),
         (b"--b\r\n\r\nx\r\n--b--\r\n", "multipart/form-data; boundary=b"),
     ],
 )  # fmt: skip

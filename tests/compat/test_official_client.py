@@ -75,3 +75,64 @@ def test_it_starts_and_ends_a_session_of_its_own(official: Official, up: Up) -> 
     ended = official("session", "destroy", "official-1")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "official-1 is TERMINATED." in up.command("why", "official-1").stdout
+
+
+@pytest.fixture(scope="module")
+def files_session(up: Up) -> str:
+    done = up.command("run", "--session", "official-files", "--keep", "print('begun')")
+    assert done.returncode == 0, done.stderr
+    return "official-files"
+
+
+def test_it_uploads_lists_and_downloads_files(
+    official: Official, up: Up, files_session: str, tmp_path: Path
+) -> None:
+    sub = tmp_path / "src" / "sub dir"
+    sub.mkdir(parents=True)
+    (tmp_path / "src" / "ä.txt").write_text("umlaut")
+    (sub / "b.bin").write_bytes(bytes(range(256)) * 4000)
+    base = ("--base-dir", str(tmp_path / "src"))
+    names = (str(tmp_path / "src" / "ä.txt"), str(sub / "b.bin"))
+    done = official("session", "upload", *base, files_session, *names)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = up.command("run", "--session", files_session, "import os; print(sorted(os.listdir('sub dir')))")
+    assert shown.stdout == "['b.bin']\n"
+    listed = official("session", "ls", files_session, "sub dir")
+    assert listed.returncode == 0, listed.stdout + listed.stderr
+    assert "b.bin" in listed.stdout
+    assert "ä.txt" in official("session", "ls", files_session).stdout
+    target = tmp_path / "got"
+    target.mkdir()
+    done = official("session", "download", "--dest", str(target), files_session, "ä.txt", "sub dir/b.bin")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (target / "ä.txt").read_text() == "umlaut"
+    assert (target / "b.bin").read_bytes() == (sub / "b.bin").read_bytes()
+    done = official("session", "download", "--dest", str(target), files_session, "sub dir")
+    assert (target / "sub dir" / "b.bin").exists(), done.stdout + done.stderr
+
+
+def test_it_tells_of_a_file_that_is_missing(official: Official, files_session: str, tmp_path: Path) -> None:
+    done = official("session", "download", "--dest", str(tmp_path), files_session, "missing")
+    assert "The file is not found" in done.stdout + done.stderr
+    done = official("session", "ls", files_session, "missing")
+    assert "The file is not found" in done.stdout + done.stderr
+
+
+def test_it_shows_logs(official: Official, files_session: str) -> None:
+    done = official("session", "logs", files_session)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "begun" in done.stdout
+
+
+def test_it_runs_with_files(official: Official, tmp_path: Path) -> None:
+    """`run` with files uploads them before the code; running them is another mode."""
+    (tmp_path / "data.txt").write_text("uploaded")
+    done = official("session", "create", "--name", "official-data", "python")
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = official(
+        "session", "upload", "--base-dir", str(tmp_path), "official-data", str(tmp_path / "data.txt")
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    official("session", "destroy", "official-data")
+    done = official("session", "logs", "official-data")
+    assert done.returncode == 0, done.stdout + done.stderr
