@@ -3,6 +3,7 @@
 `nox -s compat` installs it into an environment of its own and names that in ``OFFICIAL_CLIENT``.
 """
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -35,10 +36,11 @@ class Official:
         said = dict(words[1].split("=", 1) for words in exports if words[:1] == ["export"])
         self._environ = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **said}
 
-    def __call__(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    def __call__(self, *arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [str(self._program), *arguments],
             env=self._environ,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -91,9 +93,7 @@ def test_it_uploads_lists_and_downloads_files(
     sub.mkdir(parents=True)
     (tmp_path / "src" / "ä.txt").write_text("umlaut")
     (sub / "b.bin").write_bytes(bytes(range(256)) * 4000)
-    base = ("--base-dir", str(tmp_path / "src"))
-    names = (str(tmp_path / "src" / "ä.txt"), str(sub / "b.bin"))
-    done = official("session", "upload", *base, files_session, *names)
+    done = official("session", "upload", files_session, "ä.txt", "sub dir/b.bin", cwd=tmp_path / "src")
     assert done.returncode == 0, done.stdout + done.stderr
     shown = up.command("run", "--session", files_session, "import os; print(sorted(os.listdir('sub dir')))")
     assert shown.stdout == "['b.bin']\n"
@@ -124,15 +124,10 @@ def test_it_shows_logs(official: Official, files_session: str) -> None:
     assert "begun" in done.stdout
 
 
-def test_it_runs_with_files(official: Official, tmp_path: Path) -> None:
-    """`run` with files uploads them before the code; running them is another mode."""
-    (tmp_path / "data.txt").write_text("uploaded")
-    done = official("session", "create", "--name", "official-data", "python")
+def test_it_shows_the_logs_of_a_session_that_has_ended(official: Official, up: Up) -> None:
+    up.command("run", "--session", "official-ended", "--keep", "print('last words')")
+    found = json.loads(up.command("why", "--json", "official-ended").stdout)
+    official("session", "destroy", "official-ended")
+    done = official("session", "logs", found["session_id"])
     assert done.returncode == 0, done.stdout + done.stderr
-    done = official(
-        "session", "upload", "--base-dir", str(tmp_path), "official-data", str(tmp_path / "data.txt")
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    official("session", "destroy", "official-data")
-    done = official("session", "logs", "official-data")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert "last words" in done.stdout
