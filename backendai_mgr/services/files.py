@@ -34,7 +34,9 @@ from .ports import AgentLink, Agents, Sessions
 
 #: Most bytes of a log; the newest are kept.
 LOG_BYTES = 10 << 20
-#: Pieces of 4 MiB that one worker holds for all its callers.
+#: Bytes that are read at a time; each slow reader holds as much.
+READ_BYTES = 1 << 20
+#: Calls that carry content, of at most 4 MiB, and are under way at once for all callers of a worker.
 _PIECES = 16
 #: Streams that are no text leave pieces of a log nearly empty; so many are read at most.
 _MOST_LOG_PIECES = 64
@@ -92,7 +94,7 @@ class FileService:
         A file that is cut short or replaced meanwhile ends the pieces with `Conflict`.
         """
         live = await self._directory.find(caller.access_key, reference, exact=exact)
-        first = await self._piece(live, path, offset, MAX_OUTPUT if length is None else length)
+        first = await self._piece(live, path, offset, READ_BYTES if length is None else length)
         available = max(0, first.size - offset)
         wanted = available if length is None else min(available, length)
         pieces = self._pieces_of(live, path, first, offset, wanted)
@@ -134,9 +136,12 @@ class FileService:
     async def archive(self, caller: Caller, reference: str, path: str, max_bytes: int) -> bytes:
         """A tar file with a file, or with a folder and the files in it."""
         live = await self._directory.find(caller.access_key, reference, exact=False)
-        async with self._pieces:
-            with _told_by_agent():
-                return await self._link(live).archive_file(live.kernel_id, path, max_bytes=max_bytes)
+        try:
+            async with self._pieces:
+                with _told_by_agent():
+                    return await self._link(live).archive_file(live.kernel_id, path, max_bytes=max_bytes)
+        except PayloadTooLarge as error:
+            raise PayloadTooLarge(error.message, {"path": error.message}) from error
 
     async def log(
         self, caller: Caller, reference: str, *, exact: bool, owner_access_key: str | None = None
@@ -171,7 +176,7 @@ class FileService:
         async with self._pieces:
             with _told_by_agent():
                 return await self._link(live).read_file(
-                    live.kernel_id, path, offset=offset, max_bytes=max(1, min(length, MAX_OUTPUT))
+                    live.kernel_id, path, offset=offset, max_bytes=max(1, min(length, READ_BYTES))
                 )
 
     async def _pieces_of(

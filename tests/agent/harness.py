@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import attrs
@@ -36,7 +37,7 @@ class Site:
     backend: ProcessBackend | None = None
 
     @asynccontextmanager
-    async def agent(self) -> AsyncIterator[KernelRegistry]:
+    async def agent(self, **options: Any) -> AsyncIterator[KernelRegistry]:
         """A registry, as a freshly started agent has it; its kernels live on when it closes."""
         self.backend = await ProcessBackend.open(
             data_dir=self.data_dir,
@@ -46,7 +47,7 @@ class Site:
         )
         offered = Slots({"cpu": Decimal(4), "mem": Decimal(1 << 30)})
         async with open_registry(
-            self.data_dir, self.backend, offered, separate_accounts=separate_accounts()
+            self.data_dir, self.backend, offered, separate_accounts=separate_accounts(), **options
         ) as registry:
             yield registry
 

@@ -6,7 +6,7 @@ import trio
 from backendai_mgr.wire.files import LogPlace
 from backendai_mgr.wire.rpc import AgentRefusal
 
-from .harness import destroy, ended, run, start
+from .harness import PATIENCE, destroy, ended, run, start
 
 
 @pytest.fixture
@@ -94,6 +94,18 @@ async def test_the_log_of_a_kernel_that_ended_is_there_until_it_is_acknowledged(
     await destroy(registry, site, kernel)
     with pytest.raises(AgentRefusal, match="no-such-kernel"):
         registry.files(kernel.kernel_id)
+
+
+async def test_an_agent_has_a_limit_of_its_own_for_uploads(site):
+    with trio.fail_after(PATIENCE):
+        async with site.agent(upload_size=5) as registry:
+            spec = site.spec()
+            await registry.create_kernel(spec)
+            files = registry.files(spec.kernel_id)
+            await files.write("f", "u", 0, b"12345", final=True)
+            with pytest.raises(AgentRefusal, match=r"too-large: 5 bytes .*upload-size"):
+                await files.write("g", "v", 0, b"123456", final=True)
+            await destroy(registry, site, spec)
 
 
 async def test_calls_that_are_cancelled_leave_the_files_usable(registry, kernel):

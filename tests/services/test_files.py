@@ -16,7 +16,7 @@ from backendai_mgr.domain.errors import (
     Unavailable,
 )
 from backendai_mgr.domain.status import Status
-from backendai_mgr.services.files import LOG_BYTES, IsFolder
+from backendai_mgr.services.files import LOG_BYTES, READ_BYTES, IsFolder
 from backendai_mgr.services.sessions import CreateRequest
 from backendai_mgr.wire.calls import MAX_OUTPUT
 from backendai_mgr.wire.files import LogPiece, LogPlace
@@ -77,17 +77,17 @@ async def test_any_part_of_a_file(world, agent, offset, length, expected):
 
 
 async def test_a_growing_file_is_read_to_where_it_was(world, agent):
-    agent.files["f"] = bytes(MAX_OUTPUT + 5)
+    agent.files["f"] = bytes(READ_BYTES + 5)
     content = await world.files.read(CALLER, NAME, "f", exact=True)
     agent.files["f"] += b"more"
-    assert sum([len(piece) async for piece in content.pieces]) == MAX_OUTPUT + 5
+    assert sum([len(piece) async for piece in content.pieces]) == READ_BYTES + 5
 
 
 @pytest.mark.parametrize("change", ["shorter", "another"])
 async def test_a_file_that_changes_under_its_reader_is_told(world, agent, change):
-    agent.files["f"] = bytes(MAX_OUTPUT + 5)
+    agent.files["f"] = bytes(READ_BYTES + 5)
     content = await world.files.read(CALLER, NAME, "f", exact=True)
-    assert len(await anext(content.pieces)) == MAX_OUTPUT
+    assert len(await anext(content.pieces)) == READ_BYTES
     if change == "shorter":
         agent.files["f"] = b"short"
     else:
@@ -117,6 +117,13 @@ async def test_what_an_agent_refuses_names_the_field(world, agent, code, refusal
     with pytest.raises(refusal) as caught:
         await world.files.write(CALLER, NAME, "f", b"", exact=True)
     assert (caught.value.data or {}) == ({field: "because"} if field else {})
+
+
+async def test_an_archive_that_is_too_large_names_the_path(world, agent):
+    agent.refuse["archive_file"] = AgentRefusal("too-large", "at most 5 bytes")
+    with pytest.raises(PayloadTooLarge) as caught:
+        await world.files.archive(CALLER, NAME, "d", 5)
+    assert caught.value.data == {"path": "at most 5 bytes"}
 
 
 async def test_files_of_others_and_of_silent_agents(world, agent):
