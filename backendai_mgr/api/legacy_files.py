@@ -97,7 +97,9 @@ def _missing_named(field: str) -> Iterator[None]:
     except NotFound as error:
         if error.kind != "file":
             raise
-        raise InvalidParameters("The file is not found.", {field: error.message}) from error
+        raise InvalidParameters(
+            "The file is not found.", {field: (error.data or {}).get("path", "")}
+        ) from error
 
 
 def _multipart(parts: list[bytes], boundary: str) -> bytes:

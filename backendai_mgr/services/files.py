@@ -141,7 +141,7 @@ class FileService:
                 with _told_by_agent():
                     return await self._link(live).archive_file(live.kernel_id, path, max_bytes=max_bytes)
         except PayloadTooLarge as error:
-            raise PayloadTooLarge(error.message, {"path": error.message}) from error
+            raise PayloadTooLarge(error.message, {"path": (error.data or {})["body"]}) from error
 
     async def log(
         self, caller: Caller, reference: str, *, exact: bool, owner_access_key: str | None = None
@@ -246,13 +246,13 @@ _REFUSALS: Mapping[str, Any] = {
     "no-such-kernel": lambda message: Unavailable("The session's kernel is not there (yet, or any more)."),
     "kernel-silent": lambda message: Unavailable("The session's kernel does not answer."),
     "kernel-ended": lambda message: Conflict("The session's kernel has ended."),
-    "no-such-file": lambda message: NotFound("file", message, {"path": message}),
+    "no-such-file": lambda message: NotFound("file", "", {"path": message}),
     "is-folder": lambda message: IsFolder("Input validation error", {"path": message}),
     "outside": _wrong_path,
     "bad-path": _wrong_path,
-    "denied": lambda message: Forbidden(message, {"path": message}),
-    "too-large": lambda message: PayloadTooLarge(message, {"body": message}),
-    "disk-full": lambda message: QuotaExceeded(message, {"body": message}),
-    "upload-gap": lambda message: Conflict(message, {"offset": message}),
+    "denied": lambda message: Forbidden("", {"path": message}),
+    "too-large": lambda message: PayloadTooLarge("Too large file", {"body": message}),
+    "disk-full": lambda message: QuotaExceeded("", {"body": message}),
+    "upload-gap": lambda message: Conflict("", {"offset": message}),
     "bad-request": lambda message: InvalidParameters("The agent refused the request.", {"path": message}),
 }

@@ -256,6 +256,7 @@ async def test_wrong_downloads_name_the_field(server, client, files):
     assert field_of(reply) == ["files"]
     if files == ["missing"]:
         assert reply.json()["msg"] == "The file is not found."
+        assert reply.json()["data"] == {"files": "there is no such file"}
 
 
 async def test_one_file_as_an_archive_or_as_it_is(server, client):

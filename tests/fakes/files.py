@@ -40,7 +40,7 @@ class FakeFiles:
         self._enter(reference, "list", path, exact)
         names = [path] if path in self.files else self._folder(path)
         if not names:
-            raise NotFound("file", "there is no such file")
+            raise NotFound("file", "", {"path": "there is no such file"})
         entries = [
             FileEntry(filename=name, mode="-rw-r--r--", size=1, ctime=1.5, mtime=2.5, atime=3.5)
             for name in names
@@ -61,7 +61,7 @@ class FakeFiles:
         if path not in self.files:
             if self._folder(path):
                 raise IsFolder("", {"path": "it is a folder"})
-            raise NotFound("file", "there is no such file", {"path": "there is no such file"})
+            raise NotFound("file", "", {"path": "there is no such file"})
         whole = self.files[path]
         data = whole[offset:] if length is None else whole[offset : offset + length]
         return Content(size=len(whole), inode=7, length=len(data), pieces=self._pieces(data))
@@ -91,7 +91,7 @@ class FakeFiles:
     async def archive(self, caller: Caller, reference: str, path: str, max_bytes: int) -> bytes:
         self._enter(reference, "archive", path, max_bytes)
         if path not in self.files:
-            raise NotFound("file", "there is no such file")
+            raise NotFound("file", "", {"path": "there is no such file"})
         return b"tar of " + self.files[path]
 
     async def log(
