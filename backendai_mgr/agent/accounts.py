@@ -64,6 +64,15 @@ class AccountBook:
                 self._link(uid).symlink_to(holder)
             return Account(uid, uid) if present in (None, holder) else None
 
+    def move(self, account: Account, holder: Path, to: Path) -> None:
+        """Rename the folder that holds *account*, which is never free meanwhile."""
+        with self._locked():
+            holder.rename(to)
+            draft = self._folder / f".{account.uid}"
+            draft.unlink(missing_ok=True)
+            draft.symlink_to(to)
+            draft.replace(self._link(account.uid))
+
     def give_back(self, account: Account, holder: Path) -> None:
         """The account is free; nothing when it is not *holder*'s."""
         with self._locked():

@@ -15,6 +15,7 @@ from .backends.process import ProcessBackend
 from .config import AgentConfig
 from .images import load_manifests, packaged_manifests
 from .registry import KernelRegistry, open_registry
+from .scratch import KernelStore
 from .server import serve_link
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,10 @@ async def run_agent(
     except PathRefused as error:
         raise ConfigError(f"{error}.") from error
     manifests = load_manifests(config.images_dir or packaged_manifests())
-    backend = await ProcessBackend.open(data_dir=data_dir, sockets=sockets, manifests=manifests)
+    store = KernelStore(data_dir, shared_with_kernels=separate_accounts())
+    backend = await ProcessBackend.open(
+        store=store, sockets=sockets, manifests=manifests, pool_size=config.pool_size
+    )
     missing = backend.missing()
     if "isolation" in missing and not config.is_loopback and not config.allow_unisolated:
         raise ConfigError(
@@ -59,10 +63,10 @@ async def run_agent(
     refused: OSError | None = None
     async with (
         open_registry(
-            data_dir,
+            store,
             backend,
             offered,
-            separate_accounts=separate_accounts(),
+            session_lifetime=config.session_lifetime,
             upload_size=config.upload_size,
         ) as registry,
         trio.open_nursery() as nursery,

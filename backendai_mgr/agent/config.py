@@ -15,6 +15,7 @@ from ..runtime.paths import default_data_dir
 _RESERVED_MEM = ByteSize(256 << 20)
 _REPORT_INTERVAL = Seconds(3.0)
 _UPLOAD_SIZE = ByteSize(1 << 30)
+_NO_LIMIT = Seconds(0.0)
 _AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", re.ASCII)
 
 
@@ -81,8 +82,12 @@ class AgentConfig:
     reserved_mem: ByteSize = _RESERVED_MEM
     #: The largest file that may be uploaded to a session.
     upload_size: ByteSize = _UPLOAD_SIZE
+    #: A session ends so long after its kernel was started; 0 for no limit.
+    session_lifetime: Seconds = _NO_LIMIT
     #: Folder of image manifests; None for those that come with the package.
     images_dir: Path | None = attrs.field(default=None, validator=_absolute)
+    #: Kernels of each Python image that are kept ready; 0 for none.
+    pool_size: int = attrs.field(default=2, validator=_between(0, 64))
     #: Listen on an address that is not loopback even where kernels are not isolated.
     allow_unisolated: bool = False
 

@@ -30,6 +30,7 @@ END_TIMEOUT = 5.0
 DEATH_TIMEOUT = 1.0
 
 LOST = "lost"
+LIFETIME_EXCEEDED = "lifetime-exceeded"
 FAILED_TO_START = "failed-to-start"
 
 
@@ -44,7 +45,9 @@ class Kernel:
         *,
         changed: Callable[[], None],
         clock: Callable[[], float],
+        lifetime: float = 0.0,
     ) -> None:
+        """*lifetime*: seconds from its start until it is ended; 0 for no limit."""
         self.spec = spec
         self.scratch = scratch
         self.runs = KernelRuns(scratch)
@@ -65,6 +68,7 @@ class Kernel:
         self._backend = backend
         self._changed = changed
         self._clock = clock
+        self._lifetime = lifetime
         self._last_active = clock()
         #: It ran, or an earlier agent may have told of it: its end has to be reported and acknowledged.
         self._reportable = False
@@ -124,7 +128,7 @@ class Kernel:
     async def live(self, make_shim: Callable[[], Awaitable[Shim | None]], *, adopted: bool = False) -> None:
         """Have the shim made or found, attend to it, and return when it is gone and its end acknowledged.
 
-        A kernel that never came to run returns at once, with `failure` set, unless there are earlier runs.
+        A kernel that never ran returns at once, with `failure` set, unless earlier ones have left something.
         """
         had_shim = adopted and self.scratch.shim_file.exists()
         try:
@@ -141,7 +145,8 @@ class Kernel:
                     await shim.process.wait()
         await self._backend.clear(self.spec)
         self._conclude()
-        if self.scratch.has_runs():  # of earlier incarnations: they stay readable until somebody knows
+        if self.scratch.has_runs() or self.scratch.has_work():
+            # Of earlier incarnations: it stays until somebody knows, or the next incarnation takes it over.
             self._reportable = True
             self._changed()
         if self._reportable:
@@ -154,6 +159,8 @@ class Kernel:
         if self.exit is None:
             reason = self._end_reason or (LOST if self._reportable else FAILED_TO_START)
             self.exit = self.scratch.load_exit() or KernelExit(reason=reason)
+        if self.failure is not None and not self._end_reason:  # it never ran, however it ended
+            self.exit = KernelExit(reason=FAILED_TO_START, exit_code=self.exit.exit_code)
         self.scratch.save_exit(self.exit)
         self.runs.end(PastRuns(self.scratch, self.exit.reason, self._clock()))
         self._set_state(KernelState.ENDED)
@@ -182,6 +189,9 @@ class Kernel:
     async def _greet(self, link: ShimLink, process: Process) -> None:
         try:
             hello = await link.hello()
+            if hello.unassigned:  # it was ready before anybody asked; now spec.json tells who it is
+                await link.request("assign")
+                hello = await link.hello()
         except (ShimGone, ShimSilent, ShimRefusal) as error:
             log.warning("the shim of kernel %s does not answer: %s", self, error)
             process.kill()
@@ -198,9 +208,18 @@ class Kernel:
         self.runs.attach(link)
         with trio.move_on_after(READY_TIMEOUT):
             await self.settled.wait()
+        if self.settled.is_set():
+            await self._limit_lifetime(hello.started_at)
             return
         self.failure = f"the kernel was not ready within {READY_TIMEOUT:g} s"
         process.kill()
+
+    async def _limit_lifetime(self, started_at: float) -> None:
+        """End it when its time is up, which its shim's clock began: whichever agent looks after it then."""
+        if self._lifetime > 0:
+            with trio.move_on_after(max(0.0, started_at + self._lifetime - self._clock())):
+                await self.ended.wait()
+            self.ask_end(LIFETIME_EXCEEDED)  # of no effect on what has ended
 
     def _take(self, hello: Hello) -> None:
         self._last_active = hello.last_active

@@ -17,6 +17,7 @@ import trio
 
 from ..domain.ids import is_run_id
 from ..domain.slots import Slots
+from ..runtime.supervise import supervise
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import AgentRefusal, KernelSpec, RunSpec, RunStatus, Started
 from . import capacity
@@ -51,6 +52,7 @@ class KernelRegistry:
         boot: str,
         clock: Callable[[], float],
         upload_size: int = UPLOAD_SIZE,
+        session_lifetime: float = 0.0,
     ) -> None:
         self._store = store
         self._backend = backend
@@ -58,6 +60,7 @@ class KernelRegistry:
         self._nursery = nursery
         self._boot = boot
         self._clock = clock
+        self._lifetime = session_lifetime
         self._version = _own_version()
         self._files = FileAccess(upload_size)
         self._kernels: dict[UUID, Kernel] = {}
@@ -80,6 +83,7 @@ class KernelRegistry:
             images=list(self._backend.images()),
             kernels=[kernel.report() for kernel in kernels],
             missing=dict(self._backend.missing()),
+            stats=dict(self._backend.stats()),
         )
 
     async def wait_changed(self, seen: int) -> int:
@@ -155,7 +159,7 @@ class KernelRegistry:
             if predecessor is not None:
                 predecessor.supersede()
                 await predecessor.gone.wait()
-            return await self._backend.start(spec, self._store.prepare(spec))
+            return await self._backend.start(spec)
 
         self._nursery.start_soon(self._keep, kernel, partial(kernel.live, make_shim))
         self._note_change()
@@ -175,7 +179,14 @@ class KernelRegistry:
 
     def _kernel(self, spec: KernelSpec) -> Kernel:
         scratch = self._store.scratch(spec.kernel_id)
-        kernel = Kernel(spec, scratch, self._backend, changed=self._note_change, clock=self._clock)
+        kernel = Kernel(
+            spec,
+            scratch,
+            self._backend,
+            changed=self._note_change,
+            clock=self._clock,
+            lifetime=self._lifetime,
+        )
         self._kernels[spec.kernel_id] = kernel
         return kernel
 
@@ -241,27 +252,35 @@ class KernelRegistry:
 
 @asynccontextmanager
 async def open_registry(
-    data_dir: Path,
+    store: KernelStore,
     backend: Backend,
     offered: Slots,
     *,
-    separate_accounts: bool,
+    session_lifetime: float = 0.0,
     clock: Callable[[], float] = time.time,
     upload_size: int = UPLOAD_SIZE,
 ) -> AsyncIterator[KernelRegistry]:
-    """The registry of the kernels in *data_dir* (which must exist), those of earlier agents adopted.
+    """The registry of the kernels in *store*, those of earlier agents adopted; the back end runs meanwhile.
 
-    On leaving kernels go on: the next registry adopts them. Raises `DataDirInUse`.
+    Kernels end *session_lifetime* seconds after their start (0: never). On leaving kernels go on: the next
+    registry adopts them. Raises `DataDirInUse`.
     """
-    with _locked(data_dir / "agent.lock"):
-        store = KernelStore(data_dir, shared_with_kernels=separate_accounts)
+    with _locked(store.data_dir / "agent.lock"):
         store.forget_retired(clock())
         async with trio.open_nursery() as nursery:
             boot = secrets.token_hex(8)
             registry = KernelRegistry(
-                store, backend, offered, nursery, boot=boot, clock=clock, upload_size=upload_size
+                store,
+                backend,
+                offered,
+                nursery,
+                boot=boot,
+                clock=clock,
+                session_lifetime=session_lifetime,
+                upload_size=upload_size,
             )
             await registry.adopt_all()
+            nursery.start_soon(partial(supervise, backend.run, name="the back end"))
             yield registry
             nursery.cancel_scope.cancel()
 

@@ -9,6 +9,7 @@
         work/                       the kernel's own folder; all else is out of its reach
         kernel.log                  what it wrote outside of runs; shim.err: what its shim complained of
         runs/<sha256 of run id>/    meta, output and status of each run, owned by the shim
+    DATA_DIR/ready/<token>/         the same, of kernels that nobody has asked for yet
     DATA_DIR/retired/<kernel id>    the highest incarnation that is over for good, as text
 
 A retired incarnation is never started again, even if a belated or repeated request asks for it.
@@ -19,6 +20,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,13 @@ class Scratch:
     def has_runs(self) -> bool:
         return self.runs.is_dir() and any(self.runs.iterdir())
 
+    def has_work(self) -> bool:
+        """Whether anything lies in the kernel's own folder (or it cannot be said)."""
+        try:
+            return self.work.is_dir() and any(self.work.iterdir())
+        except OSError:
+            return True
+
     def load(self) -> KernelSpec | None:
         """What was last asked for here; None when the folder is not a kernel's or was left half made."""
         content = read_json(self.root / "kernel.json")
@@ -104,11 +113,15 @@ class KernelStore:
 
     def __init__(self, data_dir: Path, *, shared_with_kernels: bool) -> None:
         """Make what is missing of *data_dir*. *shared_with_kernels*: kernels have accounts of their own."""
+        self.data_dir = data_dir
         # Kernels' accounts pass through on the way to their work folder, but list nothing.
         self._mode = 0o711 if shared_with_kernels else 0o700
         self._kernels = data_dir / "kernels"
         self._retired = data_dir / "retired"
+        #: Kernels that nobody has asked for yet, each in a folder like a kernel's.
+        self.ready = data_dir / "ready"
         self._make(self._kernels)
+        self._make(self.ready)
         self._retired.mkdir(0o700, exist_ok=True)
 
     def scratch(self, kernel_id: UUID) -> Scratch:
@@ -124,6 +137,25 @@ class KernelStore:
         scratch.work.mkdir(0o700, exist_ok=True)
         scratch.runs.mkdir(0o700, exist_ok=True)
         return scratch
+
+    def prepare_ready(self, spec: KernelSpec, ready: Scratch, move: Callable[[Path, Path], None]) -> Scratch:
+        """As `prepare`, of a folder with a shim in it that is made ready: *move* renames it."""
+        scratch = self.scratch(spec.kernel_id)
+        write_json(ready.root / "kernel.json", wire.unstructure(spec))
+        move(ready.root, scratch.root)
+        return scratch
+
+    def new_ready(self, token: str) -> Scratch:
+        """A new folder for a kernel that nobody has asked for yet."""
+        scratch = Scratch(self.ready / token)
+        self._make(scratch.root)
+        scratch.work.mkdir(0o700)
+        scratch.runs.mkdir(0o700)
+        return scratch
+
+    def scan_ready(self) -> list[Scratch]:
+        """What an earlier agent had ready."""
+        return [Scratch(folder) for folder in self.ready.iterdir()]
 
     def scan(self) -> list[tuple[KernelSpec, Scratch]]:
         """The kernels that an earlier agent left here. Folders that it left half made or half removed go."""
@@ -159,7 +191,7 @@ class KernelStore:
 
         Raises OSError when something cannot be removed.
         """
-        if scratch.root.parent != self._kernels:
+        if scratch.root.parent not in (self._kernels, self.ready):
             raise ValueError(f"{scratch.root} is not a kernel's folder")
         while scratch.root.exists():
             try:

@@ -69,6 +69,8 @@ class Hello:
     started_at: float
     exit: dict[str, Any] | None
     last_active: float
+    #: It waits to be told which kernel it is.
+    unassigned: bool = False
 
 
 class ShimLink:

@@ -28,6 +28,8 @@ class _Pending:
 
     def __init__(self) -> None:
         self.done = trio.Event()
+        #: It has left: its answer can only come on the connection on which it did.
+        self.sent = False
         self.answer: Message | None = None
 
 
@@ -80,6 +82,7 @@ class Connection:
             self._dealer = dealer
             try:
                 nursery.start_soon(self._keep_alive)
+                nursery.start_soon(self._watch_breaks, dealer)
                 await dealer.send(_PING)
                 await self._receive(dealer)
             finally:
@@ -151,13 +154,14 @@ class Connection:
         pending = self._pending[request.key] = _Pending()
         try:
             await self.send(frames)
+            pending.sent = True
             await pending.done.wait()
         finally:
             del self._pending[request.key]
             if pending.answer is None:
                 self._try_send(callosum.encode(callosum.cancel(request)))
         if pending.answer is None:
-            raise self._unreachable()
+            raise self._unreachable("the connection broke")
         return pending.answer
 
     # ------------------------------------------------------------ frames
@@ -190,6 +194,20 @@ class Connection:
             now = trio.current_time()
             self.feeds.tick(now)
             self.streams.tick(now, heard=self.last_heard, silence=self.silence, lost=self._unreachable)
+
+    async def _watch_breaks(self, dealer: Dealer) -> None:
+        """Let the calls under way fail as soon as the connection breaks: the agent died, or answers in vain.
+
+        That needs no word of a new boot, which a worker without a feed would not get. The next connection is
+        greeted, so that a feed is asked for at once.
+        """
+        while True:
+            await dealer.broken()
+            for pending in self._pending.values():
+                if pending.sent:
+                    pending.done.set()
+            self.feeds.on_break()
+            await dealer.send(_PING)
 
     async def _receive(self, dealer: Dealer) -> None:
         while True:
@@ -233,8 +251,8 @@ class Connection:
             pending.answer = reply
             pending.done.set()
 
-    def _unreachable(self) -> AgentUnreachable:
-        return AgentUnreachable(f"{self.addr}: {self._trouble or 'no sign of life'}")
+    def _unreachable(self, otherwise: str = "no sign of life") -> AgentUnreachable:
+        return AgentUnreachable(f"{self.addr}: {self._trouble or otherwise}")
 
 
 def _result(reply: Message) -> Any:

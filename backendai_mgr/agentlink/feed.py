@@ -1,6 +1,7 @@
 """The manager's side of ``EVENTS``: the newest report of an agent, for one consumer."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from functools import partial
 
 import trio
 
@@ -26,7 +27,7 @@ class Feed:
         self._error: Callable[[], Exception] | None = None
         self._changed = trio.Event()
         self.last_report = trio.current_time()
-        #: Whether any report has come.
+        #: Whether any report has come on the present connection.
         self.heard = False
 
     def __aiter__(self) -> AsyncIterator[Report]:
@@ -96,13 +97,18 @@ class Feeds:
         if self._feed is not None and not self._feed.heard:
             self._feed.subscribe()
 
+    def on_break(self) -> None:
+        """Whoever answers on the next connection has not been asked for reports."""
+        if self._feed is not None:
+            self._feed.heard = False
+
     def on_report(self, report: Report) -> None:
         if self._feed is not None:
             self._feed.put(report)
 
     def on_refused(self, highest: int) -> None:
         if self._feed is not None and self._feed.epoch < highest:
-            self._feed.fail(StaleEpoch)
+            self._feed.fail(partial(StaleEpoch, f"the agent obeys epoch {highest}", highest=highest))
 
     def abort(self, error: Callable[[], Exception]) -> None:
         """No report will come any more."""

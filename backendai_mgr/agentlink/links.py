@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import trio
 
 from ..domain.ids import AgentId, KernelId
-from ..runtime.zmqsocket import Context, open_context
+from ..runtime.zmqsocket import SOCKETS_OF_DEALER, Context, open_context
 from ..wire import calls
 from ..wire.callosum import AgentError, FrameError
 from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
@@ -30,7 +30,8 @@ async def open_links(
     *report_interval* is the agents' (seconds): after two without a report a feed subscribes again. A stream's
     reader waits *silence* seconds for any sign of life. Errors of the body leave in an exception group.
     """
-    async with open_context(max_sockets=max_agents) as context, trio.open_nursery() as nursery:
+    sockets = SOCKETS_OF_DEALER * max_agents
+    async with open_context(max_sockets=sockets) as context, trio.open_nursery() as nursery:
         try:
             yield AgentLinks(context, nursery, report_interval=report_interval, silence=silence)
         finally:

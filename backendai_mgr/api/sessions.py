@@ -11,6 +11,7 @@ from .models.sessions import (
     DestroySession,
     ListSessions,
     MatchSessions,
+    RenameSession,
     creation_reply,
     info_reply,
     list_reply,
@@ -56,6 +57,24 @@ async def destroy(caller: Caller, ref: str) -> Response:
         caller, ref, forced=parameters.forced, owner_access_key=parameters.owner_access_key
     )
     return reply({"stats": stats})
+
+
+@blueprint.patch("/session/<ref>")
+@authenticated
+async def restart(caller: Caller, ref: str) -> Response:
+    """Start a running session's kernel anew; its files and earlier runs are kept."""
+    admit_work()
+    await services().sessions.restart(caller, ref)
+    return Response(b"", status=204)
+
+
+@blueprint.post("/session/<ref>/rename")
+@authenticated
+async def rename(caller: Caller, ref: str) -> Response:
+    """Give a running session another name."""
+    parameters = await legacy_parameters(RenameSession)
+    await services().sessions.rename(caller, ref, parameters.name)
+    return Response(b"", status=204)
 
 
 @blueprint.get("/session/<name>/why")

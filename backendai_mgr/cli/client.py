@@ -305,6 +305,9 @@ def _told(status: int, problem: Mapping[str, Any]) -> str:
     text = str(problem.get("title") or f"The manager answered with status {status}").rstrip(".")
     if message := problem.get("msg"):
         text += f": {message}"
+    details = problem.get("agent-details")
+    if isinstance(details, dict) and details.get("exception"):
+        text += f": {details['exception']}"
     data = problem.get("data")
     if isinstance(data, dict) and all(isinstance(value, str) for value in data.values()):
         fields = "; ".join(f"{field}: {value}" for field, value in data.items())

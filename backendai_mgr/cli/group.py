@@ -19,6 +19,7 @@ _COMMANDS = {
     "run": _Entry("run", "Run code in a session and show its output as it comes."),
     "ps": _Entry("sessions", "List your sessions."),
     "rm": _Entry("sessions", "End sessions."),
+    "restart": _Entry("sessions", "Start a session anew, in its old folder."),
     "why": _Entry("sessions", "Tell what a session waits for, or why it ended."),
     "cp": _Entry("files", "Copy files into a session, or out of it."),
     "logs": _Entry("files", "Show what a session has written."),

@@ -1,4 +1,4 @@
-"""`ps`, `rm`, `why`: commands about sessions."""
+"""`ps`, `rm`, `restart`, `why`: commands about sessions."""
 
 import json
 from datetime import UTC, datetime
@@ -19,6 +19,8 @@ from .errors import told
 _PAGE = 100
 #: Seconds for the manager to see a session's end.
 _END = 30.0
+#: Seconds for a restart, which the manager gives up earlier than that.
+_RESTART = 150.0
 
 
 @click.command()
@@ -107,6 +109,23 @@ async def _rm(data_dir: Path | None, force: bool, names: tuple[str, ...]) -> int
             for name in dict.fromkeys(names):
                 nursery.start_soon(end, client, name)
     return int(failed)
+
+
+@click.command()
+@options.data_dir
+@click.argument("name")
+def restart(data_dir: Path | None, name: str) -> Any:
+    """Start the session NAME (or id) anew. Its files and its runs' output stay, its variables are gone."""
+    return partial(_restart, data_dir, name)
+
+
+async def _restart(data_dir: Path | None, name: str) -> None:
+    with told():
+        async with open_client(find_target(data_dir)) as client:
+            # By id: the legacy call would take a name for the beginning of another.
+            _, found = await client.call("GET", f"/session/{quote(name, safe='')}/why")
+            await client.call("PATCH", f"/session/{found['session_id']}", timeout=_RESTART)
+    click.echo(name)
 
 
 @click.command()

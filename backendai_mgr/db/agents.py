@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from uuid import UUID
 
 import asyncpg
@@ -45,15 +46,18 @@ SELECT id FROM agents a WHERE NOT EXISTS (SELECT 1 FROM agent_leases l WHERE l.a
 
 # By the server's clock, the one that all workers share. Locked in order of ids: of two workers the second
 # waits and then finds the lease taken. One's own lease keeps its epoch however late it is renewed, for nobody
-# else can have held it meanwhile without changing the owner.
+# else can have held it meanwhile without changing the owner. A database that was set back may lag behind what
+# agents have seen ($3, $4): then the epoch leaps.
 LEASE = """
 WITH mine AS (
     SELECT agent_id, owner IS DISTINCT FROM $1 AS fresh FROM agent_leases
      WHERE owner = $1 OR owner IS NULL OR expires_at <= clock_timestamp()
      ORDER BY agent_id FOR NO KEY UPDATE)
 UPDATE agent_leases AS l
-   SET owner = $1, epoch = l.epoch + mine.fresh::int, expires_at = clock_timestamp() + $2::interval
+   SET owner = $1, epoch = greatest(l.epoch + mine.fresh::int, seen.epoch + 1),
+       expires_at = clock_timestamp() + $2::interval
   FROM mine JOIN agents a ON a.id = mine.agent_id
+  LEFT JOIN unnest($3::text[], $4::bigint[]) AS seen (agent_id, epoch) ON seen.agent_id = mine.agent_id
  WHERE l.agent_id = mine.agent_id AND a.status <> 'TERMINATED'
 RETURNING l.agent_id, a.addr, l.epoch, a.status::text AS status, mine.fresh
 """
@@ -132,8 +136,14 @@ class PgAgents:
         except asyncpg.ForeignKeyViolationError:
             raise NotFound("scaling group", f"no scaling group is named {scaling_group!r}") from None
 
-    async def lease(self, owner: str, *, ttl: float) -> Sequence[Lease]:
-        """Take every free or expired lease, renew one's own; returns all that ``owner`` holds now."""
+    async def lease(
+        self, owner: str, *, ttl: float, above: Mapping[AgentId, int] = MappingProxyType({})
+    ) -> Sequence[Lease]:
+        """Take every free or expired lease, renew one's own; returns all that ``owner`` holds now.
+
+        Where ``above`` names an epoch, the agent has seen that one: its lease gets a higher one.
+        """
+        seen = list(above), list(above.values())
 
         async def work(conn: Conn) -> list[Lease]:
             await conn.execute(NEW_LEASES)
@@ -145,7 +155,7 @@ class PgAgents:
                     status=AgentStatus(row["status"]),
                     fresh=row["fresh"],
                 )
-                for row in await conn.fetch(LEASE, owner, timedelta(seconds=ttl))
+                for row in await conn.fetch(LEASE, owner, timedelta(seconds=ttl), *seen)
             ]
 
         return await self._db.run(work)

@@ -100,11 +100,15 @@ RETURNING k.id, k.session_id, k.incarnation
 
 KERNELS_TO_START = """
 SELECT k.id, k.session_id, s.name, k.incarnation, k.agent, k.agent_addr, k.image, k.architecture,
-       k.occupied_slots, s.environ, s.bootstrap_script
+       k.occupied_slots, s.environ, s.bootstrap_script, k.status::text AS status
   FROM kernels k JOIN sessions s ON s.id = k.session_id
  WHERE {condition} ORDER BY k.status_changed, k.id LIMIT $1
 """
 TO_START = KERNELS_TO_START.format(condition="k.status = 'SCHEDULED'")
+# Its deadline is not null: said for the index of deadlines, in which few kernels are.
+TO_RESTART = KERNELS_TO_START.format(
+    condition="k.status = 'RESTARTING' AND k.created_boot IS NULL AND k.deadline IS NOT NULL"
+)
 UNANSWERED = KERNELS_TO_START.format(condition="k.status = 'PREPARING' AND k.created_boot IS NULL")
 
 CREATED = """
@@ -175,6 +179,14 @@ class PgScheduling:
 
         async def work(conn: Conn) -> list[KernelToStart]:
             return [_to_start(row) for row in await conn.fetch(UNANSWERED, limit)]
+
+        return await self._db.read(work)
+
+    async def to_restart(self, limit: int) -> Sequence[KernelToStart]:
+        """RESTARTING kernels whose create was not answered, as far as is stored, oldest first."""
+
+        async def work(conn: Conn) -> list[KernelToStart]:
+            return [_to_start(row) for row in await conn.fetch(TO_RESTART, limit)]
 
         return await self._db.read(work)
 
@@ -343,4 +355,5 @@ def _to_start(row: Row) -> KernelToStart:
         slots=row["occupied_slots"],
         environ=environ_mapping(row["environ"]),
         bootstrap_script=row["bootstrap_script"],
+        status=Status(row["status"]),
     )

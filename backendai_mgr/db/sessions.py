@@ -6,11 +6,13 @@ from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
+import asyncpg
+
 from ..domain.accounts import Caller
 from ..domain.ids import AccessKey, AgentId, KernelId, SessionId, parse_uuid
 from ..domain.sessions import LiveSession, NewSession, Session
 from ..domain.status import Status
-from ..services.ports import EnqueueFacts, ImageRow, KernelMove, Match
+from ..services.ports import EnqueueFacts, ImageRow, KernelMove, Match, Renaming
 from . import transition
 from .events import publish
 from .pool import Conn, Database, Row
@@ -106,6 +108,12 @@ SELECT s.id, s.name, s.status::text AS status, s.created_at FROM sessions s
  ORDER BY s.id IS NOT DISTINCT FROM $3 DESC, s.status IN ('TERMINATED', 'CANCELLED'),
           s.created_at DESC, s.id DESC
  LIMIT 1
+"""
+RENAME = """
+UPDATE sessions AS s SET name = $2
+  FROM (SELECT id, name FROM sessions WHERE id = $1 FOR NO KEY UPDATE) AS old
+ WHERE s.id = old.id AND s.status = 'RUNNING'
+RETURNING s.id, s.name, old.name AS was, s.creation_id, s.access_key, s.user_uuid, s.domain_name, s.group_id
 """
 #: Greater than every text that continues a prefix, in bytewise order.
 LAST_CHARACTER = "\U0010ffff"
@@ -244,6 +252,23 @@ class PgSessions:
             return await transition.move(conn, moves, now=now)
 
         return await self._db.run(work)
+
+    async def rename(self, session_id: SessionId, name: str, *, now: datetime) -> Renaming:
+        """Give the session another name, if it is RUNNING and no live one of its owner has that name."""
+
+        async def work(conn: Conn) -> Renaming:
+            row = await conn.fetchrow(RENAME, session_id, name)
+            if row is None:
+                return "not-running"
+            if row["name"] != row["was"]:
+                event = transition.session_event("session_renamed", row, kernel_id=session_id, was=row["was"])
+                await publish(conn, [event], now)
+            return "renamed"
+
+        try:
+            return await self._db.run(work)
+        except asyncpg.UniqueViolationError:
+            return "name-taken"
 
     async def live(self, session_id: SessionId) -> LiveSession | None:
         """The session if it is live and has an agent."""

@@ -13,7 +13,8 @@ from uuid import UUID
 
 import attrs
 
-from ..domain.lifecycle import KERNEL_EVENT, SESSION_EVENT, check, deadline, session_status
+from ..domain.ids import KernelId, SessionId
+from ..domain.lifecycle import KERNEL_EVENT, SESSION_EVENT, check, deadline, session_status, sibling_end
 from ..domain.status import OCCUPIES_AGENT, Status
 from ..services.ports import KernelMove
 from .events import NewEvent, publish
@@ -32,6 +33,7 @@ SELECT id, status::text AS status, name, creation_id, access_key, user_uuid, dom
 async def move(conn: Conn, moves: Sequence[KernelMove], *, now: datetime) -> list[KernelMove]:
     """Apply the moves that still hold, in order; return those.
 
+    The other kernels of a session that is ending by them are ended as well.
     `domain.lifecycle.IllegalTransition` when the table forbids one of them: then nothing was changed. Moves
     of one kernel may follow each other. Writes events, so the caller's transaction does nothing after this.
     """
@@ -43,23 +45,25 @@ async def move(conn: Conn, moves: Sequence[KernelMove], *, now: datetime) -> lis
     sessions = {row["id"]: row for row in rows}
     seen = {row["id"]: Status(row["status"]) for row in rows}
     applied: list[KernelMove] = []
+    siblings: dict[UUID, KernelMove] = {}
     events: list[NewEvent] = []
     agents: set[str] = set()
-    for batch in _rounds(moves):
-        done = await _move_kernels(conn, batch, now)
+    for batch in [*_rounds(moves), siblings]:
+        done = await _move_kernels(conn, [*batch.values()], now)
         for moved in done:
             events += _kernel_event(moved, sessions[moved.move.session_id])
             if moved.agent and (moved.move.seen in OCCUPIES_AGENT) != (moved.move.to in OCCUPIES_AGENT):
                 agents.add(moved.agent)
-        events += await _follow(conn, done, sessions, seen, now)
-        applied += [moved.move for moved in done]
+        events += await _follow(conn, done, sessions, seen, siblings, now)
+        if batch is not siblings:
+            applied += [moved.move for moved in done]
     if agents:
         await recount(conn, agents)
     await publish(conn, events, now)
     return applied
 
 
-def _rounds(moves: Sequence[KernelMove]) -> Iterator[list[KernelMove]]:
+def _rounds(moves: Sequence[KernelMove]) -> Iterator[dict[UUID, KernelMove]]:
     """Batches that name each kernel at most once, in which the moves of one kernel keep their order."""
     rest = list(moves)
     while rest:
@@ -70,7 +74,7 @@ def _rounds(moves: Sequence[KernelMove]) -> Iterator[list[KernelMove]]:
                 later.append(item)
             else:
                 batch[item.kernel_id] = item
-        yield list(batch.values())
+        yield batch
         rest = later
 
 
@@ -114,6 +118,8 @@ RETURNING k.id, old.agent, k.cluster_role, k.cluster_idx, k.exit_code
 
 
 async def _move_kernels(conn: Conn, batch: Sequence[KernelMove], now: datetime) -> list[_Moved]:
+    if not batch:
+        return []
     rows = await conn.fetch(
         MOVE_KERNELS,
         now,
@@ -191,9 +197,12 @@ def session_event(
 
 # ---------------------------------------------------------------- sessions
 
-STATUSES = "SELECT session_id, status::text FROM kernels WHERE session_id = ANY($1::uuid[])"
+KERNELS = """
+SELECT id, session_id, incarnation, status::text AS status FROM kernels WHERE session_id = ANY($1::uuid[])
+"""
 
-# Leaving PENDING drops what was told about waiting; otherwise the new reason is merged into the old ones.
+# Leaving PENDING drops what was told about waiting, and a new reason drops the old one's sentence; otherwise
+# the new reason is merged into the old ones.
 FOLLOW = """
 UPDATE sessions AS s
    SET status = m.goal,
@@ -201,7 +210,8 @@ UPDATE sessions AS s
        deadline = CASE WHEN m.goal = m.seen THEN s.deadline ELSE m.deadline END,
        terminated_at = CASE WHEN m.goal IN ('TERMINATED', 'CANCELLED')
                             THEN coalesce(s.terminated_at, $1::timestamptz) END,
-       reasons = CASE WHEN m.seen = 'PENDING' AND m.goal <> 'PENDING' THEN '{}' ELSE s.reasons END
+       reasons = CASE WHEN m.seen = 'PENDING' AND m.goal <> 'PENDING' THEN '{}'
+                      WHEN m.reasons ? 'info' THEN s.reasons - 'sentence' ELSE s.reasons END
                  || m.reasons
   FROM unnest($2::uuid[], $3::text[]::kernelstatus[], $4::text[]::kernelstatus[], $5::timestamptz[],
               $6::jsonb[]) AS m (id, seen, goal, deadline, reasons)
@@ -214,16 +224,23 @@ async def _follow(
     done: Sequence[_Moved],
     sessions: Mapping[UUID, Row],
     seen: dict[UUID, Status],
+    siblings: dict[UUID, KernelMove],
     now: datetime,
 ) -> list[NewEvent]:
-    """Let the sessions follow their moved kernels; *seen* holds their statuses and is brought up to date."""
+    """Let the sessions follow their moved kernels; *seen* holds their statuses and is brought up to date.
+
+    What has to end with them is added to *siblings*, by kernel.
+    """
     if not done:
         return []
     last: dict[UUID, _Moved] = {moved.move.session_id: moved for moved in done}
     statuses: dict[UUID, list[Status]] = defaultdict(list)
-    for session_id, status in await conn.fetch(STATUSES, list(last)):
-        statuses[session_id].append(Status(status))
-    goals = {session_id: session_status(kernels) for session_id, kernels in statuses.items()}
+    kernels = await conn.fetch(KERNELS, list(last))
+    for row in kernels:
+        statuses[row["session_id"]].append(Status(row["status"]))
+    goals = {session_id: session_status(its) for session_id, its in statuses.items()}
+    ending = [row for row in kernels if goals[row["session_id"]] is Status.TERMINATING]
+    siblings |= {move.kernel_id: move for row in ending if (move := _sibling_move(row)) is not None}
     changed = [i for i, moved in last.items() if goals[i] is not seen[i] or _reasons(moved)]
     if changed:
         await conn.execute(
@@ -252,10 +269,26 @@ async def _follow(
     return events
 
 
+def _sibling_move(row: Row) -> KernelMove | None:
+    """The end of a kernel whose session ends; without a reason, so that the session keeps its own."""
+    status = Status(row["status"])
+    to = sibling_end(status)
+    if to is None:
+        return None
+    return KernelMove(
+        kernel_id=KernelId(row["id"]),
+        session_id=SessionId(row["session_id"]),
+        incarnation=row["incarnation"],
+        seen=status,
+        to=to,
+    )
+
+
 def _reasons(moved: _Moved) -> dict[str, str]:
     """What the session keeps of a move. An empty info leaves the one before, but a start begins anew."""
-    if moved.move.info or moved.move.to is Status.PREPARING:
-        return {"info": moved.move.info}
+    move = moved.move
+    if move.info or move.to is Status.PREPARING:
+        return {"info": move.info} | ({"sentence": move.sentence} if move.sentence else {})
     return {}
 
 

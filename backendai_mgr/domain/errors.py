@@ -84,7 +84,7 @@ class Unavailable(Refusal):
 
 
 class AgentFailed(Refusal):
-    """An agent could not do what was asked. ``operation`` is one of create, destroy, execute."""
+    """An agent could not do what was asked. ``operation`` is one of create, destroy, restart, execute."""
 
     def __init__(self, operation: str, message: str = "", *, timeout: bool = False) -> None:
         super().__init__(message)

@@ -66,7 +66,8 @@ RULES: Mapping[Status, Rule] = {
     ),
     S.RESTARTING: _rule(
         S.RUNNING, S.TERMINATING, S.TERMINATED, S.ERROR,
-        mover="agent's report", stay=120, rescue=Rescue(to=S.TERMINATING, reason="restart-timeout"),
+        mover="starter, agent's report",
+        stay=120, rescue=Rescue(to=S.TERMINATING, reason="restart-timeout"),
     ),
     S.TERMINATING: _rule(
         S.TERMINATED, S.ERROR,
@@ -115,11 +116,20 @@ def session_status(kernels: Iterable[Status]) -> Status:
     return next((status for status in _PROGRESS if status in statuses), S.ERROR)
 
 
-#: The session event that entering a status publishes (api-sessions §5.9); absent: none.
+def sibling_end(status: Status) -> Status | None:
+    """Where a kernel in *status* goes once another one of its session is gone; None: it is on its way."""
+    if status in DEAD or status in (S.TERMINATING, S.ERROR):
+        return None
+    return next(to for to in (S.TERMINATING, S.CANCELLED, S.TERMINATED) if to in RULES[status].to)
+
+
+#: The session event that entering a status publishes (api-sessions §5.9, and session_restarting, which tells
+#: those who remember the old life); absent: none.
 SESSION_EVENT: Mapping[Status, str] = {
     S.SCHEDULED: "session_scheduled",
     S.PREPARING: "session_preparing",
     S.RUNNING: "session_started",
+    S.RESTARTING: "session_restarting",
     S.CANCELLED: "session_cancelled",
     S.TERMINATING: "session_terminating",
     S.TERMINATED: "session_terminated",

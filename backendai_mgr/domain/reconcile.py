@@ -67,6 +67,9 @@ def reconcile(
     the reported ids that have a row of any kind.
     """
     current: dict[tuple[UUID, int], KernelRow] = {(row.kernel_id, row.incarnation): row for row in rows}
+    restarting: dict[UUID, int] = {
+        row.kernel_id: row.incarnation for row in rows if row.status is Status.RESTARTING
+    }
     changes: list[Change] = []
     destroy: list[Seen] = []
     ended: list[Seen] = []
@@ -74,6 +77,11 @@ def reconcile(
     foreign: list[Seen] = []
     for kernel in seen:
         row = current.pop((kernel.id, kernel.incarnation), None)
+        if kernel.incarnation < restarting.get(kernel.id, 0) or (
+            row is not None and _starter_knows(row, kernel)
+        ):
+            # The next create takes over what this life leaves; to end or acknowledge it would remove that.
+            continue
         if kernel.state is KernelState.ENDED:
             ended.append(kernel)
             if row is not None:
@@ -97,12 +105,23 @@ def reconcile(
     return Reconciliation(changes=changes, destroy=destroy, ended=ended, unknown=unknown, foreign=foreign)
 
 
+FAILED_TO_START = "failed-to-start"
 _AWAIT_START = frozenset({Status.PREPARING, Status.PULLING, Status.RESTARTING})
+
+
+def _starter_knows(row: KernelRow, kernel: Seen) -> bool:
+    """Whether a start that failed is left to the starter, which is told why and may try again."""
+    return (
+        kernel.state is KernelState.ENDED
+        and kernel.reason == FAILED_TO_START
+        and row.status in (Status.PREPARING, Status.RESTARTING)
+        and row.created_boot is None
+    )
 
 
 def _ended(row: KernelRow, reason: str, exit_code: int | None) -> Change:
     if row.status in STARTING:
-        return Change(row=row, to=Status.CANCELLED, reason="failed-to-start", exit_code=exit_code)
+        return Change(row=row, to=Status.CANCELLED, reason=FAILED_TO_START, exit_code=exit_code)
     if row.status is Status.TERMINATING:
         reason = ""  # it keeps the reason it was told to end for
     return Change(row=row, to=Status.TERMINATED, reason=reason, exit_code=exit_code)

@@ -100,7 +100,7 @@ class LiveSession:
 
 @attrs.frozen(kw_only=True)
 class KernelToStart:
-    """A SCHEDULED kernel whose agent must be told."""
+    """A SCHEDULED or RESTARTING kernel whose agent must be told."""
 
     kernel_id: KernelId
     session_id: SessionId
@@ -113,6 +113,8 @@ class KernelToStart:
     slots: Mapping[str, str]
     environ: Mapping[str, str]
     bootstrap_script: str | None
+    #: What it was when it was looked up.
+    status: Status = Status.SCHEDULED
 
 
 @attrs.frozen(kw_only=True)

@@ -19,6 +19,8 @@ import zmq
 
 #: The largest single frame that is taken; libzmq hangs up on a peer that announces more.
 MAX_FRAME = 12 * 1024 * 1024
+#: A dealer is watched by two more.
+SOCKETS_OF_DEALER = 3
 #: Messages that may wait in each direction and per peer.
 HIGH_WATER = 4096
 #: A socket that always has work lets the other tasks run after this many operations.
@@ -119,6 +121,17 @@ class _Socket:
 class Dealer(_Socket):
     """One connection to one peer, re-dialled by libzmq for as long as the socket lives."""
 
+    def __init__(self, raw: zmq.Socket[bytes], breaks: _Socket) -> None:
+        super().__init__(raw)
+        self._breaks = breaks
+
+    async def broken(self) -> None:
+        """Wait for the next break of a connection that was there; each is told once, to one task.
+
+        What was sent before and has not been answered will not be: the peer answers to connections.
+        """
+        await self._breaks.recv()
+
     async def send(self, frames: Sequence[bytes]) -> None:
         """Queue a message; waits while there is no connection or its queue is full.
 
@@ -183,11 +196,17 @@ class Context:
         """A socket that dials *endpoint* (``tcp://host:port``); OSError when that is not an address."""
         raw = self._socket(zmq.DEALER, _DEALER_OPTIONS)
         try:
+            watch = _watch_breaks(raw)
+        except OSError:
+            raw.close(linger=0)
+            raise
+        try:
             raw.connect(endpoint)
         except zmq.ZMQError as error:
             raw.close(linger=0)
+            watch.close(linger=0)
             raise OSError(error.errno, f"cannot dial {endpoint!r}: {error.strerror}") from error
-        async with _pumped(Dealer(raw)) as dealer:
+        async with _pumped(_Socket(watch)) as breaks, _pumped(Dealer(raw, breaks)) as dealer:
             yield dealer
 
     @asynccontextmanager
@@ -215,9 +234,20 @@ class Context:
         return raw
 
 
+def _watch_breaks(raw: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """A socket that has a message for each connection of *raw* that broke."""
+    try:
+        return raw.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    except zmq.ZMQError as error:
+        raise OSError(error.errno, f"no more ZeroMQ sockets: {error.strerror}") from error
+
+
 @asynccontextmanager
 async def open_context(*, max_sockets: int = 4096) -> AsyncIterator[Context]:
-    """A context for at most *max_sockets* sockets. All of them must be closed before it is left."""
+    """A context for at most *max_sockets* sockets, of which a dealer takes `SOCKETS_OF_DEALER`.
+
+    All of them must be closed before it is left.
+    """
     raw: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     raw.set(zmq.MAX_SOCKETS, max_sockets)
     try:

@@ -47,6 +47,8 @@ RETRY = 1.0
 #: Of an ended kernel's log so much is stored, and reports wait at most so long for that.
 STORED_LOG_BYTES = 1 << 20
 LOG_WAIT = 5.0
+#: An agent that claims to have seen this or a later epoch talks nonsense.
+LAST_EPOCH = 1 << 62
 
 
 @attrs.frozen(kw_only=True)
@@ -70,6 +72,9 @@ class AgentKeeper:
         self._config = config
         self._now = now
         self._held: dict[AgentId, _Held] = {}
+        #: Epochs that agents obey and that our leases, of a database that was set back, must grow past.
+        self._obeyed: dict[AgentId, int] = {}
+        self._renew = Wake()
         #: The newest stored report of each agent that this worker keeps or has kept.
         self.reports: dict[AgentId, Report] = {}
         self._reported = trio.Event()
@@ -93,12 +98,12 @@ class AgentKeeper:
             while True:
                 asked_at = trio.current_time()
                 try:
-                    leases = await self._store.lease(self._config.owner, ttl=ttl)
+                    leases = await self._store.lease(self._config.owner, ttl=ttl, above=self._obeyed)
                 except StoreUnavailable as error:
                     log.warning("leases were not renewed: %s", error)
                 else:
                     self._adopt(leases, asked_at + ttl * 2 / 3, nursery)
-                await trio.sleep(ttl / 4)
+                await self._renew.wait(ttl / 4)
 
     async def release(self) -> None:
         """Give the leases back, so that another worker need not wait for their end."""
@@ -112,6 +117,8 @@ class AgentKeeper:
                 held.scope.cancel()
                 del self._held[agent_id]
         for agent_id, lease in mine.items():
+            if lease.epoch > self._obeyed.get(agent_id, lease.epoch):
+                del self._obeyed[agent_id]
             known = self._held.get(agent_id)
             if known is None:
                 known = self._held[agent_id] = _Held(lease, trio.CancelScope())
@@ -144,20 +151,31 @@ class AgentKeeper:
         again = True
         while again:
             again = await self._watch(watch, ids)
-            await trio.sleep(RETRY)
+            if again:
+                await trio.sleep(RETRY)
 
-    @staticmethod
-    async def _watch(watch: "AgentWatch", ids: dict[str, str]) -> bool:
+    async def _watch(self, watch: "AgentWatch", ids: dict[str, str]) -> bool:
         """Watch until something gives; whether to try again under this lease."""
         again = True
         try:
             await watch.run()
-        except* StaleEpoch:
-            log.warning("another worker keeps this agent now", extra=ids)
+        except* StaleEpoch as group:
+            log.warning("another worker keeps this agent now: %s", group.exceptions[0], extra=ids)
+            self._outgrow(AgentId(ids["agent"]), _highest(group))
             again = False
         except* StoreUnavailable as group:
             log.warning("reports cannot be stored: %s", group.exceptions[0], extra=ids)
         return again
+
+    def _outgrow(self, agent_id: AgentId, obeyed: int) -> None:
+        """If the lease is still ours, its next epoch is above the one that the agent obeys."""
+        if 0 < obeyed < LAST_EPOCH:
+            self._obeyed[agent_id] = max(obeyed, self._obeyed.get(agent_id, 0))
+            self._renew.set()
+
+
+def _highest(stale: BaseExceptionGroup[StaleEpoch]) -> int:
+    return max(_highest(e) if isinstance(e, BaseExceptionGroup) else e.highest for e in stale.exceptions)
 
 
 class _Held:

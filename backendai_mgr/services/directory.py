@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from ..domain.errors import Conflict, NotFound, TooManyMatches
+from ..domain.errors import Conflict, NotFound, TooManyMatches, Unavailable
 from ..domain.ids import AccessKey, SessionId
 from ..domain.sessions import LiveSession
 from ..domain.status import Status
@@ -38,7 +38,8 @@ class Directory:
         """The owner's running session that *reference* names: exactly (or by full UUID), or by the legacy
         rules of prefixes.
 
-        Refused as `NotFound`, `TooManyMatches`, or `Conflict` while it is not running.
+        Refused as `NotFound`, `TooManyMatches`, `Unavailable` while it restarts, or `Conflict` while it is
+        not running for another reason.
         """
         known = self._known.get(owner, {}).get((reference, exact))
         if known is not None:
@@ -46,6 +47,8 @@ class Directory:
         generation = self._generation
         session_id = await self._resolve(owner, reference, exact)
         live = await self._sessions.live(session_id)
+        if live is not None and live.status is Status.RESTARTING:
+            raise Unavailable(f"Session {reference!r} is being restarted.", retry_after=1)
         if live is None or live.status is not Status.RUNNING:
             state = "not running yet" if live is None else str(live.status)
             raise Conflict(f"Session {reference!r} is {state}.", {"session_id": str(session_id)})

@@ -7,7 +7,8 @@ when the database cannot be reached, having changed nothing that they did not re
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 import attrs
@@ -80,7 +81,8 @@ class Match:
 class KernelMove:
     """A status change of one kernel. It applies only while the kernel is still ``seen`` in ``incarnation``.
 
-    ``info`` is the reason (kebab-case) that the session keeps and events carry.
+    ``info`` is the reason (kebab-case) that the session keeps and events carry; ``sentence`` says more of it,
+    in the words of whoever refused or gave up.
     """
 
     kernel_id: KernelId
@@ -90,6 +92,11 @@ class KernelMove:
     to: Status
     info: str = ""
     exit_code: int | None = None
+    sentence: str = ""
+
+
+#: How the wish for another name came out.
+Renaming = Literal["renamed", "not-running", "name-taken"]
 
 
 class Sessions(Protocol):
@@ -127,6 +134,9 @@ class Sessions(Protocol):
     async def move(self, moves: Sequence[KernelMove], *, now: datetime) -> Sequence[KernelMove]:
         """Apply the moves that still hold; return those that were applied. One transaction."""
 
+    async def rename(self, session_id: SessionId, name: str, *, now: datetime) -> Renaming:
+        """Give the session another name, if it is RUNNING and no live one of its owner has that name."""
+
     async def live(self, session_id: SessionId) -> LiveSession | None:
         """The session if it is live and has an agent."""
 
@@ -155,6 +165,9 @@ class Scheduling(Protocol):
 
     async def unanswered(self, limit: int) -> Sequence[KernelToStart]:
         """PREPARING kernels whose create was not answered, as far as is stored, oldest first."""
+
+    async def to_restart(self, limit: int) -> Sequence[KernelToStart]:
+        """RESTARTING kernels whose create was not answered, as far as is stored, oldest first."""
 
     async def claim_start(self, kernel: KernelToStart, *, now: datetime) -> bool:
         """SCHEDULED -> PREPARING for exactly one caller."""
@@ -185,7 +198,14 @@ class Lease:
 
 
 class StaleEpoch(Exception):
-    """Another worker holds the agent's lease by now: whatever was to be written was not."""
+    """Another worker holds the agent's lease by now: whatever was to be written was not.
+
+    ``highest`` is the epoch that the agent obeys, where it was the agent that said so; 0 otherwise.
+    """
+
+    def __init__(self, message: str = "", *, highest: int = 0) -> None:
+        super().__init__(message)
+        self.highest = highest
 
 
 class AgentStore(Protocol):
@@ -196,8 +216,13 @@ class AgentStore(Protocol):
     ) -> None:
         """Make the agent known (status LOST until it reports), or move it to a new address."""
 
-    async def lease(self, owner: str, *, ttl: float) -> Sequence[Lease]:
-        """Take every free or expired lease, renew one's own; returns all that ``owner`` holds now."""
+    async def lease(
+        self, owner: str, *, ttl: float, above: Mapping[AgentId, int] = MappingProxyType({})
+    ) -> Sequence[Lease]:
+        """Take every free or expired lease, renew one's own; returns all that ``owner`` holds now.
+
+        Where ``above`` names an epoch, the agent has seen that one: its lease gets a higher one.
+        """
 
     async def release(self, owner: str) -> None:
         """Give up all leases of ``owner``, so that another worker need not wait for their end."""

@@ -40,7 +40,7 @@ class Scheduler:
         """Plan again when the event may have made room or work."""
         if event.type in _OPENINGS:
             self._wake.set()
-        elif event.type == "session_scheduled":
+        elif event.type in ("session_scheduled", "session_restarting"):
             self._scheduled.set()
 
     async def run(self) -> None:

@@ -13,6 +13,7 @@ import trio
 from ..domain.access import check_acting_for
 from ..domain.accounts import Caller
 from ..domain.errors import (
+    BadRequest,
     Forbidden,
     InsufficientPrivilege,
     NotFound,
@@ -20,6 +21,7 @@ from ..domain.errors import (
     SessionExists,
     Unavailable,
 )
+from ..domain.explaining import explain
 from ..domain.ids import RESERVED_SESSION_NAMES, AccessKey, SessionId
 from ..domain.requests import granted_slots, invalid
 from ..domain.sessions import NewSession, Session, SessionType
@@ -28,6 +30,7 @@ from .accounts import KeyCache
 from .directory import only
 from .hub import POLL, Hub
 from .ports import EnqueueFacts, KernelMove, Match, Sessions
+from .restarting import restart
 
 log = logging.getLogger(__name__)
 
@@ -200,6 +203,28 @@ class SessionService:
             if await self._sessions.move([move], now=self._now()):
                 return await self._get(session_id)
 
+    async def restart(self, caller: Caller, reference: str) -> None:
+        """Give the running session a new life in its old folder, and wait until it runs again."""
+        found = await self._live_or_dead(caller, reference)
+        await restart(self._sessions, self._hub, found.id, now=self._now)
+
+    async def rename(self, caller: Caller, reference: str, name: str) -> None:
+        """Give the running session another name."""
+        found = await self._live_or_dead(caller, reference)
+        match await self._sessions.rename(found.id, name, now=self._now()):
+            case "not-running":
+                raise BadRequest("Can't change name of not running session")
+            case "name-taken":
+                raise SessionExists(f"Another session is named {name!r}.")
+
+    async def _live_or_dead(self, caller: Caller, reference: str) -> Match:
+        """The live session that the reference names; if there is none, a dead one, so that the refusal can
+        tell of it."""
+        for include_dead in (False, True):
+            if found := await self._sessions.match(caller.access_key, reference, include_dead=include_dead):
+                break
+        return only(found[:1] if include_dead else found)
+
     async def _owner(self, caller: Caller, owner_access_key: str | None) -> Caller:
         if owner_access_key is None or owner_access_key == caller.access_key:
             return caller
@@ -282,31 +307,6 @@ class SessionService:
                 session = await self._get(session_id)
             return session, False
         return session, True
-
-
-def explain(session: Session) -> str:
-    """What the session waits for, or why it ended, in a sentence."""
-    stored = str(session.reasons.get("sentence", ""))
-    info = str(session.reasons.get("info", ""))
-    match session.status:
-        case Status.PENDING:
-            return stored or "It waits for the scheduler's next round."
-        case Status.SCHEDULED | Status.PREPARING:
-            return f"It is being started on agent {session.agent_id}."
-        case Status.PULLING:
-            return f"Agent {session.agent_id} is fetching the image {session.image}."
-        case Status.RUNNING:
-            return "It is running."
-        case Status.RESTARTING:
-            return f"It is being restarted on agent {session.agent_id}."
-        case Status.TERMINATING:
-            return f"It is ending ({info}); agent {session.agent_id} is stopping it."
-        case Status.TERMINATED:
-            return f"It has ended: {info or 'unknown'}."
-        case Status.CANCELLED:
-            return f"It never ran: {info or 'unknown'}." + (f" {stored}" if stored else "")
-        case _:
-            return f"Its status is {session.status} ({info})."
 
 
 def _refuse_what_cannot_be_done(caller: Caller, request: CreateRequest) -> None:

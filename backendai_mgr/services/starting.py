@@ -1,4 +1,7 @@
-"""Carries SCHEDULED kernels to their agents. RUNNING is written by whoever holds the agent's lease."""
+"""Carries SCHEDULED and RESTARTING kernels to their agents.
+
+RUNNING is written by whoever holds the agent's lease.
+"""
 
 import logging
 from collections.abc import Callable
@@ -6,7 +9,9 @@ from datetime import datetime
 
 import trio
 
+from ..domain.ids import KernelId
 from ..domain.lifecycle import RULES
+from ..domain.reconcile import FAILED_TO_START
 from ..domain.sessions import KernelToStart
 from ..domain.status import Status
 from ..runtime.failpoint import failpoint
@@ -22,10 +27,15 @@ BATCH = 64
 #: How many kernels are being created at a time by this worker.
 CONCURRENCY = 32
 RETRY = 0.5
+#: Most characters of an agent's words that are kept.
+LONGEST_SENTENCE = 2000
 
 
 class Starter:
-    """Claims SCHEDULED kernels and asks their agents to create them."""
+    """Claims SCHEDULED kernels and asks their agents to create them.
+
+    RESTARTING ones are not claimed: their agent is asked by every starter until one has stored its answer.
+    """
 
     def __init__(
         self,
@@ -43,6 +53,7 @@ class Starter:
         self._cluster_id = cluster_id
         self._now = now
         self._scheduled = scheduled
+        self._restarting: set[tuple[KernelId, int]] = set()
         self._slots = trio.CapacityLimiter(CONCURRENCY)
 
     async def run(self) -> None:
@@ -58,7 +69,18 @@ class Starter:
                     if await self._scheduling.claim_start(kernel, now=self._now()):
                         failpoint("start.after_claim")
                         nursery.start_soon(self._start, kernel)
+                for kernel in await self._scheduling.to_restart(BATCH):
+                    nursery.start_soon(self._restart, kernel)
                 await self._scheduled.wait(TICK)
+
+    async def _restart(self, kernel: KernelToStart) -> None:
+        life = (kernel.kernel_id, kernel.incarnation)
+        if life not in self._restarting:
+            self._restarting.add(life)
+            try:
+                await self._start(kernel)
+            finally:
+                self._restarting.discard(life)
 
     async def _start(self, kernel: KernelToStart) -> None:
         ids = {"session": str(kernel.session_id), "kernel": str(kernel.kernel_id), "agent": kernel.agent_id}
@@ -66,10 +88,13 @@ class Starter:
             problem = await self._create(kernel)
             if problem is not None:
                 log.warning("kernel did not start: %s", problem, extra=ids)
-                await self._cancel(kernel)
+                await self._give_up(kernel, problem)
 
     async def _create(self, kernel: KernelToStart) -> str | None:
-        """Ask the agent until it answers or the status's own deadline is near; what went wrong, or None."""
+        """Ask the agent until it answers or the status's own deadline is near; what went wrong, or None.
+
+        RESTARTING may be stayed in as long as PREPARING.
+        """
         link = self._agents.link(kernel.agent_id, kernel.agent_addr)
         stay = RULES[Status.PREPARING].stay
         assert stay is not None
@@ -84,20 +109,30 @@ class Starter:
                     problem = str(error) or problem
                     await trio.sleep(RETRY)
                 except (AgentRefusal, AgentError) as error:
-                    return str(error)
+                    return _words(error)
         return problem
 
-    async def _cancel(self, kernel: KernelToStart) -> None:
-        """PREPARING -> CANCELLED; the reconciler ends a kernel that the agent may have after all."""
+    async def _give_up(self, kernel: KernelToStart, problem: str) -> None:
+        """PREPARING -> CANCELLED, RESTARTING -> TERMINATING, with the agent's own words.
+
+        The reconciler ends a kernel that the agent may have after all.
+        """
+        again = kernel.status is Status.RESTARTING
         move = KernelMove(
             kernel_id=kernel.kernel_id,
             session_id=kernel.session_id,
             incarnation=kernel.incarnation,
-            seen=Status.PREPARING,
-            to=Status.CANCELLED,
-            info="failed-to-start",
+            seen=Status.RESTARTING if again else Status.PREPARING,
+            to=Status.TERMINATING if again else Status.CANCELLED,
+            info=FAILED_TO_START,
+            sentence=problem[:LONGEST_SENTENCE],
         )
         await self._sessions.move([move], now=self._now())
+
+
+def _words(error: AgentRefusal | AgentError) -> str:
+    """What the agent said, without the code that programs go by."""
+    return (error.message if isinstance(error, AgentRefusal) else "") or str(error)
 
 
 def _spec(kernel: KernelToStart, cluster_id: str) -> KernelSpec:

@@ -4,132 +4,25 @@ Every method takes what happened (and when), changes the state and returns *effe
 now do, in that order.  Time is an argument: an `Instant` holds the wall clock (for people) and the monotonic
 clock (for deadlines), both in seconds.
 
-States: queued, running, waiting-input -> finished, timeout, cancelled, lost.  A run is handed to the
-interpreter at most once (`Send`), one at a time, in the order of arrival; an ended run never changes again.
+States: queued, running, waiting-input -> finished, timeout, cancelled, lost.  A run is handed over at most
+once, one at a time, in the order of arrival; an ended run never changes again.  A query goes to the
+interpreter (`Send`), a batch run is a sequence of command lines (`Execute`).
 """
 
 from __future__ import annotations
 
-import enum
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple
+
+from backendai_mgr.shim.run import STEPS, Instant, Order, Refused, Run, RunState, RunStatus
 
 MAX_QUEUED = 64
 MAX_QUEUED_BYTES = 64 << 20  # code of all queued runs
 MAX_REMEMBERED = 1024  # ended runs kept in memory; older ones are found on disk
 GRACE = 5.0  # seconds from the interrupt at a run's limit to the end of its kernel
 INTERRUPTED = 130  # exit code
-_RUN_ID_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
-
-
-class RunState(enum.StrEnum):
-    QUEUED = "queued"
-    RUNNING = "running"
-    WAITING_INPUT = "waiting-input"
-    FINISHED = "finished"
-    TIMEOUT = "timeout"
-    CANCELLED = "cancelled"
-    LOST = "lost"
-
-    @property
-    def ended(self) -> bool:
-        return self in _ENDED
-
-
-_ENDED = frozenset({RunState.FINISHED, RunState.TIMEOUT, RunState.CANCELLED, RunState.LOST})
-
-
-class Refused(Exception):
-    """A request that changes nothing; `code` is one of the protocol's error codes."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class Instant(NamedTuple):
-    wall: float
-    mono: float
-
-
-class RunStatus(TypedDict):
-    """A run as every hop tells it.  Times are unix seconds; `end_offset` counts the bytes logged so far."""
-
-    run_id: str
-    incarnation: int
-    digest: str
-    mode: str
-    state: str
-    exit_code: int | None
-    reason: str
-    end_offset: int
-    queued_at: float
-    started_at: float | None
-    ended_at: float | None
-
-
-class Order(NamedTuple):
-    """A validated request to start a run.  `timeout` in seconds, counted from when it starts running."""
-
-    run_id: str
-    incarnation: int
-    digest: str
-    mode: str
-    code: str
-    timeout: float | None
-
-
-class Run:
-    """One run.  `number` counts the runs of this kernel in the order of arrival."""
-
-    def __init__(self, order: Order, number: int, queued_at: float) -> None:
-        self.run_id = order.run_id
-        self.incarnation = order.incarnation
-        self.digest = order.digest
-        self.mode = order.mode
-        self.code = order.code
-        self.timeout = order.timeout
-        self.number = number
-        self.state = RunState.QUEUED
-        self.exit_code: int | None = None
-        self.reason = ""
-        self.end_offset = 0
-        self.queued_at = queued_at
-        self.started_at: float | None = None
-        self.ended_at: float | None = None
-        self.cursor = 0
-        self.began = False  # the interpreter is in user code: an interrupt will reach it
-        self.interrupt_asked = False
-        self.over_limit = False
-        self.limit_at: float | None = None
-        self.kill_at: float | None = None
-
-    @classmethod
-    def ended(cls, status: RunStatus) -> Run:
-        """A run of the past, as its status was written."""
-        order = Order(status["run_id"], status["incarnation"], status["digest"], status["mode"], "", None)
-        run = cls(order, 0, status["queued_at"])
-        run.state = RunState(status["state"])
-        run.exit_code, run.reason = status["exit_code"], status["reason"]
-        run.end_offset = status["end_offset"]
-        run.started_at, run.ended_at = status["started_at"], status["ended_at"]
-        return run
-
-    def status(self) -> RunStatus:
-        return {
-            "run_id": self.run_id,
-            "incarnation": self.incarnation,
-            "digest": self.digest,
-            "mode": self.mode,
-            "state": self.state.value,
-            "exit_code": self.exit_code,
-            "reason": self.reason,
-            "end_offset": self.end_offset,
-            "queued_at": self.queued_at,
-            "started_at": self.started_at,
-            "ended_at": self.ended_at,
-        }
+NOT_RUN = 127  # exit code of a step whose build failed
 
 
 class Send(NamedTuple):
@@ -138,8 +31,38 @@ class Send(NamedTuple):
     run: Run
 
 
+class Execute(NamedTuple):
+    """Execute this command line as the present step of the run, then tell that it runs."""
+
+    run: Run
+    line: str
+
+
+class StepEnded(NamedTuple):
+    """Log that the step has ended, or was skipped, with this exit code."""
+
+    run: Run
+    step: str
+    exit_code: int
+
+
+class Asked(NamedTuple):
+    """Log the prompt, and note its offset in the run; then tell."""
+
+    run: Run
+    is_password: bool
+
+
+class Answer(NamedTuple):
+    """Hand this text (None: the end of all input) to whoever asked, then tell."""
+
+    run: Run
+    asked: int | None
+    text: str | None
+
+
 class Interrupt(NamedTuple):
-    """Send SIGINT to the interpreter, which is in this run."""
+    """Send SIGINT to what executes this run."""
 
     run: Run
 
@@ -162,13 +85,13 @@ class Queued(NamedTuple):
     run: Run
 
 
-Effect = Send | Interrupt | Ended | Kill | Queued
+Effect = Send | Execute | StepEnded | Asked | Answer | Interrupt | Ended | Kill | Queued
 
 
 class Arbiter:
     def __init__(self, incarnation: int, *, grace: float = GRACE, past: Iterable[RunStatus] = ()) -> None:
         """`past`: statuses of ended runs found on disk, in any order."""
-        self._incarnation = incarnation
+        self.incarnation = incarnation
         self._grace = grace
         self._ready = False
         self._end_reason: str | None = None
@@ -215,12 +138,12 @@ class Arbiter:
             if run.digest != order.digest:
                 raise Refused("conflict", "this run id was used for another request")
             return run
-        if order.incarnation != self._incarnation:
-            raise Refused("bad-incarnation", f"this is incarnation {self._incarnation} of the kernel")
+        if order.incarnation != self.incarnation:
+            raise Refused("bad-incarnation", f"this is incarnation {self.incarnation} of the kernel")
         if self._end_reason is not None:
             raise Refused("kernel-ended", self._end_reason)
         waiting = len(self._queue)
-        if waiting >= MAX_QUEUED or (waiting and self._queued_bytes + len(order.code) > MAX_QUEUED_BYTES):
+        if waiting >= MAX_QUEUED or (waiting and self._queued_bytes + order.size > MAX_QUEUED_BYTES):
             raise Refused("queue-full", f"{waiting} runs are waiting")
         return None
 
@@ -229,7 +152,7 @@ class Arbiter:
         self._numbers += 1
         run = Run(order, self._numbers, now.wall)
         self._queue.append(run)
-        self._queued_bytes += len(run.code)
+        self._queued_bytes += order.size
         return run, self._advance(now) or [Queued(run)]
 
     def interrupt(self, run_id: str | None, now: Instant) -> tuple[Run | None, list[Effect]]:
@@ -241,12 +164,28 @@ class Arbiter:
             raise Refused("not-found", "no such run")
         if run.state is RunState.QUEUED:
             self._queue.remove(run)
-            self._queued_bytes -= len(run.code)
+            self._queued_bytes -= _size(run)
             return run, [self._end(run, RunState.CANCELLED, INTERRUPTED, "interrupted", now)]
         if run.state.ended:
             return run, []
         run.interrupt_asked = True
         return run, [Interrupt(run)] if run.began else []
+
+    def answer(self, run_id: str, offset: int | None, text: str | None) -> tuple[Run, list[Effect]]:
+        """Answer the prompt at `offset` (None: whichever waits).  Raises Refused: not-found, no-prompt.
+
+        The commands of a batch run take input at any time.
+        """
+        run = self.find(run_id)
+        if run is None:
+            raise Refused("not-found", "no such run")
+        if run is not self.current or (run.prompt is None and (offset is not None or run.mode != "batch")):
+            raise Refused("no-prompt", "this run does not ask for input now")
+        if run.prompt is not None and offset not in (None, run.prompt["offset"]):
+            raise Refused("no-prompt", f"the run asks at offset {run.prompt['offset']}")
+        asked = run.asked
+        self._stop_asking(run)
+        return run, [Answer(run, asked, text)]
 
     def move_cursor(self, run: Run, expected: int | None, advance: int | None) -> int:
         """Return the run's cursor, moved to `advance` if it is at `expected`.  Raises Refused: moved."""
@@ -256,7 +195,7 @@ class Arbiter:
             run.cursor = advance
         return run.cursor
 
-    # -- what the interpreter does
+    # -- what the interpreter and the commands do
 
     def ready(self, now: Instant) -> list[Effect]:
         """The interpreter waits for its first run."""
@@ -271,17 +210,40 @@ class Arbiter:
         run.began = True
         return [Interrupt(run)] if run.interrupt_asked or run.over_limit else []
 
-    def done(self, number: int, exit_code: int, interrupted: bool, now: Instant) -> list[Effect]:
-        """The interpreter left the run; `interrupted`: by KeyboardInterrupt.  All its output is logged."""
+    def asks(self, number: int, asked: int | None, is_password: bool) -> list[Effect]:
+        """The run asks for input: the interpreter's prompt `asked`, or a command that reads (None)."""
+        run = self.current
+        if run is None or run.number != number or (run.prompt is not None and asked is None):
+            return []
+        run.asked = asked
+        run.state = RunState.WAITING_INPUT
+        return [Asked(run, is_password)]
+
+    def command_done(self, number: int, exit_code: int, reason: str, now: Instant) -> list[Effect]:
+        """The command that executes the run, or its present step, has ended.  All its output is logged."""
         run = self.current
         if run is None or run.number != number:
             return []
+        self._stop_asking(run)
+        stopped = run.over_limit or run.interrupt_asked
+        if stopped or run.step is None or STEPS[run.step] == "exec":
+            return self.done(number, exit_code, stopped, now, reason)
+        return self._step_over(run, exit_code, reason, now)
+
+    def done(
+        self, number: int, exit_code: int, interrupted: bool, now: Instant, reason: str = ""
+    ) -> list[Effect]:
+        """The run was left; `interrupted`: by KeyboardInterrupt.  All its output is logged."""
+        run = self.current
+        if run is None or run.number != number:
+            return []
+        self._stop_asking(run)
         if run.over_limit:
             state, reason = RunState.TIMEOUT, "exec-timeout"
         elif interrupted and run.interrupt_asked:
             state, reason = RunState.CANCELLED, "interrupted"
         else:
-            state, reason = RunState.FINISHED, ""
+            state = RunState.FINISHED
         self.current = None
         ended = self._end(run, state, INTERRUPTED if interrupted else exit_code, reason, now)
         return [ended, *self._advance(now)]
@@ -324,15 +286,45 @@ class Arbiter:
         if not self._ready or self._end_reason is not None or self.current is not None or not self._queue:
             return []
         run = self.current = self._queue.popleft()
-        self._queued_bytes -= len(run.code)
+        self._queued_bytes -= _size(run)
         run.state = RunState.RUNNING
         run.started_at = now.wall
-        run.limit_at = None if run.timeout is None else now.mono + run.timeout
-        return [Send(run)]
+        assert run.order is not None
+        run.limit_at = None if run.order.timeout is None else now.mono + run.order.timeout
+        if run.mode == "query":
+            return [Send(run)]
+        run.step, run.began = 0, True
+        return self._enter_step(run, 0, "", now)
+
+    def _enter_step(self, run: Run, failed: int, reason: str, now: Instant) -> list[Effect]:
+        """Execute the run's present step, or pass over it.  `failed`: exit code of a build that failed."""
+        assert run.order is not None
+        assert run.step is not None
+        line = run.order.steps[run.step]
+        if STEPS[run.step] == "exec":
+            if failed:
+                return self.done(
+                    run.number, NOT_RUN if line else failed, False, now, reason or "build-failed"
+                )
+            if not line:
+                return self.done(run.number, 0, False, now)
+        return [Execute(run, line)] if line else self._step_over(run, 0, "", now)
+
+    def _step_over(self, run: Run, exit_code: int, reason: str, now: Instant) -> list[Effect]:
+        assert run.step is not None
+        step = STEPS[run.step]
+        run.step += 1
+        failed = exit_code if step == "build" else 0
+        return [StepEnded(run, step, exit_code), *self._enter_step(run, failed, reason, now)]
+
+    def _stop_asking(self, run: Run) -> None:
+        run.asked = run.prompt = None
+        if run.state is RunState.WAITING_INPUT:
+            run.state = RunState.RUNNING
 
     def _end(self, run: Run, state: RunState, exit_code: int | None, reason: str, now: Instant) -> Ended:
         run.state, run.exit_code, run.reason, run.ended_at = state, exit_code, reason, now.wall
-        run.code = ""
+        run.order = run.step = run.asked = run.prompt = None
         return Ended(self._remember(run))
 
     def _remember(self, run: Run) -> Run:
@@ -342,29 +334,5 @@ class Arbiter:
         return run
 
 
-def parse_order(request: dict[str, Any]) -> Order:
-    """Check a start request field by field.  Raises Refused: bad-request."""
-    run_id, incarnation = request.get("run_id"), request.get("incarnation")
-    digest, spec = request.get("digest"), request.get("spec")
-    if not (isinstance(run_id, str) and is_run_id(run_id)):
-        raise Refused("bad-request", "run_id must be 1 to 64 letters, digits, '.', '_' or '-'")
-    if not isinstance(incarnation, int) or isinstance(incarnation, bool):
-        raise Refused("bad-request", "incarnation must be an integer")
-    if not (isinstance(digest, str) and 0 < len(digest) <= 128 and digest.isalnum() and digest.isascii()):
-        raise Refused("bad-request", "digest must be hexadecimal")
-    if not isinstance(spec, dict):
-        raise Refused("bad-request", "spec must be an object")
-    mode, code, timeout = spec.get("mode"), spec.get("code"), spec.get("timeout")
-    if mode != "query":
-        raise Refused("bad-request", "mode must be query")
-    if not isinstance(code, str):
-        raise Refused("bad-request", "code must be text")
-    if timeout is not None:
-        if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < 1e9:
-            raise Refused("bad-request", "timeout must be a positive number of seconds")
-        timeout = float(timeout)
-    return Order(run_id, incarnation, digest, mode, code, timeout)
-
-
-def is_run_id(text: str) -> bool:
-    return 0 < len(text) <= 64 and _RUN_ID_LETTERS.issuperset(text)
+def _size(run: Run) -> int:
+    return 0 if run.order is None else run.order.size

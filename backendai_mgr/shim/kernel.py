@@ -1,4 +1,4 @@
-"""One kernel: its interpreter, its runs and their output, joined on the shim's event loop."""
+"""One kernel: its processes and its runs, joined on the shim's event loop."""
 
 from __future__ import annotations
 
@@ -7,36 +7,38 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol, TypedDict
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypedDict
 
 from backendai_mgr.shim import processes
 from backendai_mgr.shim.arbiter import (
+    Answer,
     Arbiter,
+    Asked,
     Effect,
     Ended,
-    Instant,
+    Execute,
     Interrupt,
     Kill,
-    Order,
     Queued,
-    Refused,
-    Run,
-    RunStatus,
     Send,
+    StepEnded,
 )
+from backendai_mgr.shim.conversation import Conversation
 from backendai_mgr.shim.failpoint import failpoint
-from backendai_mgr.shim.framing import BadMessage
-from backendai_mgr.shim.interpreter import Command, Interpreter, SpawnFailed, spawn
-from backendai_mgr.shim.output import BoundedLog, OutputPipes
-from backendai_mgr.shim.runlog import RunLogWriter
+from backendai_mgr.shim.guest import INTERPRETER, Command, Guest, SpawnFailed, spawn
+from backendai_mgr.shim.memory import OutOfMemory
+from backendai_mgr.shim.output import BoundedLog
+from backendai_mgr.shim.recorder import Recorder
+from backendai_mgr.shim.run import Instant, Order, Refused, Run
 from backendai_mgr.shim.runstore import RunStore
+from backendai_mgr.shim.spec import KernelIdentity, Setup
 
-START_LIMIT = 60.0  # seconds from spawning to the interpreter's first word
+START_LIMIT = 60.0  # seconds from spawning to the kernel's first word
 _SWEEP_EVERY = 0.02  # while a kernel is being killed, look for new processes this often
 _SWEEP_LIMIT = 10.0  # then it counts as ended, whatever the operating system still holds
-_SAVE_EVERY = 1.0  # try again to write statuses for which there was no room
-_LOST_CONTROL_LIMIT = 1.0  # from the end of the control socket to the wait status
+_LOST_CONTROL_LIMIT = 1.0  # from the end of a socket to the wait status
+_COMPLETE_LIMIT = 3.0  # then the interpreter is interrupted
 
 
 class Exit(TypedDict):
@@ -54,11 +56,6 @@ class Audience(Protocol):
     def log_grew(self, run: Run) -> None: ...
 
 
-class KernelIdentity(NamedTuple):
-    kernel_id: str
-    incarnation: int
-
-
 class Kernel:
     """States: starting -> running -> ended (starting -> ended).  `ending` is running to the outside."""
 
@@ -70,7 +67,13 @@ class Kernel:
         store: RunStore,
         arbiter: Arbiter,
         log: BoundedLog,
+        *,
+        setup: Setup | None,
+        memory: OutOfMemory,
+        query_line: str | None = None,
     ) -> None:
+        """`setup`: None for a kernel that waits to be given one.  `query_line`: the command line that takes
+        the code of a query on its standard input, where there is no interpreter."""
         self.identity = identity
         self.state = "starting"
         self.exit: Exit | None = None
@@ -80,12 +83,13 @@ class Kernel:
         self._command = command
         self._selector = selector
         self._store = store
-        self._kernel_log = log
-        self._interpreter: Interpreter | None = None
-        self._pipes: OutputPipes | None = None
-        self._logging: Run | None = None  # the run that output belongs to
-        self._run_log: RunLogWriter | None = None
-        self._unsaved: dict[str, RunStatus] = {}
+        self._recorder = Recorder(store, log, self._grew)
+        self._setup = setup
+        self._memory = memory
+        self._query_line = query_line
+        self._guest: Guest | None = None
+        self._inside: Conversation | None = None
+        self._command_number = INTERPRETER  # what executes the present run, as the guest counts it
         self._ending: Exit | None = None
         self._timers: dict[str, float] = {}
 
@@ -94,51 +98,67 @@ class Kernel:
     def start(self) -> None:
         failpoint("kernel.before_spawn")
         try:
-            interpreter = spawn(self._command)
+            guest = spawn(self._command)
         except SpawnFailed as error:
             self._ended({"reason": f"spawn-failed: {error}", "exit_code": None})
             return
         failpoint("kernel.after_spawn")
-        self._interpreter = interpreter
-        pipes = {interpreter.stdout: "stdout", interpreter.stderr: "stderr"}
-        self._pipes = OutputPipes(self._selector, pipes, self._log)
-        self._selector.register(interpreter.control, selectors.EVENT_READ, self._control_ready)
+        self._guest = guest
+        self._recorder.listen(self._selector, guest.stdout, guest.stderr)
+        self._inside = Conversation(self._selector, guest, self)
+        if self._setup is not None:
+            self._inside.configure(*self._setup)
         self._timers["start"] = time.monotonic() + START_LIMIT
 
-    def end(self, reason: str) -> None:
+    @property
+    def unassigned(self) -> bool:
+        """It waits to be told which kernel it is."""
+        return self._setup is None
+
+    def assign(self, identity: KernelIdentity, setup: Setup) -> None:
+        """Become this kernel.  Raises Refused: bad-request."""
+        if not self.unassigned or self._inside is None:
+            raise Refused("bad-request", "this kernel cannot become another")
+        self.identity, self._setup = identity, setup
+        self.started_at = self.last_active = time.time()
+        self.arbiter.incarnation = identity.incarnation
+        self._inside.configure(*setup)
+
+    def end(self, reason: str, exit_code: int = -signal.SIGKILL) -> None:
         """Begin to kill every process of the kernel; `state` becomes ended when none is left."""
-        if self._ending is None and self.exit is None and self._interpreter is not None:
-            self._ending = {"reason": reason, "exit_code": -signal.SIGKILL}
+        if self._ending is None and self.exit is None and self._guest is not None:
+            self._ending = {"reason": reason, "exit_code": exit_code}
             self.arbiter.close(reason)
             self._timers["sweep"] = self._timers["sweep-limit"] = time.monotonic()
             self._timers["sweep-limit"] += _SWEEP_LIMIT
-            self._interpreter.kill()
+            self._guest.kill()
 
     def reap(self) -> None:
-        """Collect dead children: the interpreter and orphans that came to us."""
+        """Collect dead children: the guest and orphans that came to us."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                if self._interpreter is not None and pid == self._interpreter.pid:
-                    self.end("self-terminated")
-                    assert self._ending is not None
-                    self._ending["exit_code"] = os.waitstatus_to_exitcode(status)
+                if self._guest is not None and pid == self._guest.pid:
+                    self._died(os.waitstatus_to_exitcode(status))
         # No child is left; as orphans become our children, that is no descendant.
         if self._ending is not None:
             self._ended(self._ending)
 
+    def _died(self, exit_code: int) -> None:
+        """The guest or the interpreter has ended by itself, or as we wanted."""
+        if self._ending is None:
+            self.end("out-of-memory" if self._memory.happened() else "self-terminated", exit_code)
+
     def next_deadline(self) -> float | None:
         """Return the monotonic time at which `tick` must be called, if there is one."""
-        nap = None if self._pipes is None else self._pipes.next_deadline()
-        times = (self.arbiter.next_deadline(), nap, *self._timers.values())
+        times = (self.arbiter.next_deadline(), self._recorder.next_deadline(), *self._timers.values())
         return min((at for at in times if at is not None), default=None)
 
     def tick(self) -> None:
         now = time.monotonic()
-        if self._pipes is not None:
-            self._pipes.tick(now)
+        self._recorder.tick(now)
         self._apply(self.arbiter.tick(_instant()))
         for name in [name for name, at in self._timers.items() if at <= now]:
             del self._timers[name]
@@ -150,23 +170,24 @@ class Kernel:
                 self.end("start-timeout")
             case "lost-control":
                 self.end("control-lost")
+            case "complete":
+                self._signal(INTERPRETER)
+                if self._inside is not None:
+                    self._inside.give_up_completing()
             case "sweep" if self._ending is not None:
                 processes.kill(processes.descendants(os.getpid()))
                 self._timers["sweep"] = now + _SWEEP_EVERY
             case "sweep-limit" if self._ending is not None:
                 self._ended(self._ending)
-            case "save":
-                self._save_again()
 
     def _ended(self, how: Exit) -> None:
-        for name in ("start", "lost-control", "sweep", "sweep-limit"):
-            self._timers.pop(name, None)
-        if self._interpreter is not None and self._pipes is not None:
-            self._pipes.close()
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(self._interpreter.control)
-            self._interpreter.close()
-        self._interpreter = self._pipes = self._ending = None
+        self._timers.clear()
+        self._recorder.close()
+        if self._inside is not None:
+            self._inside.close()
+        if self._guest is not None:
+            self._guest.close()
+        self._guest = self._inside = self._ending = None
         self.arbiter.close(how["reason"])
         self.exit = how
         self.state = "ended"
@@ -183,11 +204,13 @@ class Kernel:
         known = self.arbiter.consider(order)
         if known is not None:
             return False, known
+        if order.mode == "query" and self._query_line == "":
+            raise Refused("bad-request", "this image runs commands only (mode batch)")
         now = _instant()
         try:
             self._store.create(order, now.wall)
         except OSError as error:
-            raise Refused("bad-request", f"the run cannot be recorded: {error.strerror}") from error
+            raise Refused("no-room", f"the run cannot be recorded: {error.strerror}") from error
         run, effects = self.arbiter.admit(order, now)
         self._apply(effects)
         return True, run
@@ -207,6 +230,22 @@ class Kernel:
         self._apply(effects)
         return run
 
+    def answer(self, run_id: str, offset: int | None, text: str | None) -> Run:
+        """Answer what the run asks for at `offset` (None: now).  Raises Refused: not-found, no-prompt."""
+        self.find(run_id)
+        run, effects = self.arbiter.answer(run_id, offset, text)
+        self._apply(effects)
+        return run
+
+    def complete(self, code: str, cursor: int, answer: Callable[[list[str]], None]) -> None:
+        """Ask the interpreter how to go on at `cursor`; while it is busy there is no answer but []."""
+        busy = self.state != "running" or self.arbiter.current is not None or self._query_line is not None
+        if self._inside is None or busy:
+            answer([])
+            return
+        self._timers["complete"] = time.monotonic() + _COMPLETE_LIMIT
+        self._inside.complete(code, cursor, answer)
+
     def _recall(self, run_id: str) -> Run | None:
         status = self._store.load(run_id)
         return None if status is None else self.arbiter.recall(status)
@@ -216,9 +255,20 @@ class Kernel:
             match effect:
                 case Send(run):
                     self._hand_over(run)
+                case Execute(run, line):
+                    self._execute(run, line)
+                case StepEnded(run, step, exit_code):
+                    self._record(run, "step", {"step": step, "exit_code": exit_code})
+                    run.step_end = run.end_offset
+                    self._tell(run)
+                case Asked(run, is_password):
+                    offset = self._record(run, "prompt", {"is_password": is_password})
+                    run.prompt = {"offset": offset, "is_password": is_password}
+                    self._tell(run)
+                case Answer(run, asked, text):
+                    self._hand_in(run, asked, text)
                 case Interrupt():
-                    if self._interpreter is not None:
-                        self._interpreter.interrupt()
+                    self._signal(self._command_number)
                 case Ended(run):
                     self._conclude(run)
                 case Kill(reason):
@@ -227,99 +277,120 @@ class Kernel:
                     self._tell(run)
 
     def _hand_over(self, run: Run) -> None:
-        assert self._interpreter is not None
-        assert self._pipes is not None
-        self._pipes.drain()  # what was printed between runs is not this run's
-        self._logging = run
-        if self._interpreter.send({"run": run.number, "code": run.code}):
-            events = selectors.EVENT_READ | selectors.EVENT_WRITE
-            self._selector.modify(self._interpreter.control, events, self._control_ready)
-        failpoint("run.after_send")
-        run.code = ""
+        assert self._inside is not None
+        assert run.order is not None
+        if self._query_line is not None:
+            run.began = True
+            self._execute(run, self._query_line, run.order.code)
+        else:
+            self._recorder.begin(run)
+            self._command_number = INTERPRETER
+            self._inside.run(run.number, run.order.code)
+            failpoint("run.after_send")
+            self._handed(run)
+        run.order = run.order._replace(code="")
+
+    def _execute(self, run: Run, line: str, stdin: str | None = None) -> None:
+        assert self._inside is not None
+        self._recorder.begin(run)
+        self._command_number = self._inside.execute(line, stdin)
+        failpoint("run.after_execute")
+        self._handed(run)
+
+    def _handed(self, run: Run) -> None:
+        self._timers.pop("complete", None)
         self.last_active = time.time()
         self._tell(run)
 
+    def _record(self, run: Run, stream: str, item: Any) -> int:
+        """Log an item of the run that is being executed; return its offset."""
+        if self._recorder.run is not run:  # its first steps were skipped
+            self._recorder.begin(run)
+        return self._recorder.add(run, stream, item)
+
+    def _hand_in(self, run: Run, asked: int | None, text: str | None) -> None:
+        if self._inside is not None and asked is not None:
+            self._inside.answer(asked, text)
+        elif self._inside is not None:
+            self._inside.feed(self._command_number, text)
+        self._tell(run)
+
+    def _signal(self, command: int) -> None:
+        if self._inside is not None:
+            self._inside.signal(command, signal.SIGINT)
+
     def _conclude(self, run: Run) -> None:
-        if self._logging is run:
-            if self._run_log is not None:
-                self._run_log.close()
-            self._logging = self._run_log = None
-        status = run.status()
-        if not self._store.save(status):
-            self._unsaved[run.run_id] = status
-            self._timers.setdefault("save", time.monotonic() + _SAVE_EVERY)
+        self._recorder.conclude(run, time.monotonic())
         failpoint("run.after_status")
         self.last_active = time.time()
         self._tell(run)
 
-    def _save_again(self) -> None:
-        for run_id, status in list(self._unsaved.items()):
-            if self._store.save(status):
-                del self._unsaved[run_id]
-        if self._unsaved:
-            self._timers["save"] = time.monotonic() + _SAVE_EVERY
+    def _grew(self, run: Run) -> None:
+        self.last_active = time.time()
+        if self.audience is not None:
+            self.audience.log_grew(run)
 
     def _tell(self, run: Run) -> None:
         if self.audience is not None:
             self.audience.run_changed(run)
 
-    # -- what the interpreter says and prints
+    # -- what happens inside (conversation.Listener)
 
-    def _log(self, stream: str, data: memoryview) -> None:
-        run = self._logging
-        if run is None:
-            self._kernel_log.append(data)
-            return
-        if self._run_log is None:
-            self._run_log = self._store.open_log(run.run_id)
-        self._run_log.append(stream, data)
-        run.end_offset = self._run_log.end_offset
-        self.last_active = time.time()
-        if self.audience is not None:
-            self.audience.log_grew(run)
+    def ready(self) -> None:
+        if self.state == "starting" and self._ending is None:
+            self._timers.pop("start", None)
+            self.state = "running"
+            if self.audience is not None:
+                self.audience.kernel_changed()
+            self._apply(self.arbiter.ready(_instant()))
 
-    def _control_ready(self, events: int) -> None:
-        interpreter = self._interpreter
-        if interpreter is None:
+    def began(self, number: int) -> None:
+        self._apply(self.arbiter.began(number))
+
+    def done(self, number: int, exit_code: int, interrupted: bool) -> None:
+        if self._executing(number):
+            failpoint("run.after_output_drain")
+            in_range = -(2**31) <= exit_code < 2**31
+            self._apply(self.arbiter.done(number, exit_code if in_range else 1, interrupted, _instant()))
+
+    def executed(self, command: int, status: int) -> None:
+        run = self.arbiter.current
+        if run is None or command != self._command_number or not self._executing(run.number):
             return
-        if events & selectors.EVENT_WRITE and not interpreter.flush():
-            self._selector.modify(interpreter.control, selectors.EVENT_READ, self._control_ready)
-        if not events & selectors.EVENT_READ:
-            return
-        try:
-            messages = interpreter.receive()
-            if messages is None:  # usually its death, and the wait status follows
-                self._selector.unregister(interpreter.control)
-                self._timers["lost-control"] = time.monotonic() + _LOST_CONTROL_LIMIT
-                return
-            for message in messages:
-                self._heard(message)
-        except BadMessage:
+        code = os.waitstatus_to_exitcode(status)
+        code = code if code >= 0 else 128 - code
+        reason = "out-of-memory" if code and self._memory.happened() else ""
+        self._apply(self.arbiter.command_done(run.number, code, reason, _instant()))
+
+    def asked(self, prompt: int, is_password: bool) -> None:
+        if (run := self.arbiter.current) is not None and self._executing(run.number):
+            self._apply(self.arbiter.asks(run.number, prompt, is_password))
+
+    def reads(self, command: int) -> None:
+        run = self.arbiter.current
+        if run is not None and command == self._command_number and self._executing(run.number):
+            self._apply(self.arbiter.asks(run.number, None, False))
+
+    def displayed(self, stream: str, item: Any) -> None:
+        if (run := self._recorder.run) is not None and self._executing(run.number):
+            self._record(run, stream, item)
+
+    def exited(self, status: int) -> None:
+        self._died(os.waitstatus_to_exitcode(status))
+
+    def broken(self, *, at_once: bool) -> None:
+        if at_once:
             self.end("control-lost")
+        elif self._ending is None:  # usually its death, and the wait status follows
+            self._timers["lost-control"] = time.monotonic() + _LOST_CONTROL_LIMIT
 
-    def _heard(self, message: dict[str, Any]) -> None:
-        """Act on a message of the interpreter, which may be nonsense."""
-        if self._ending is not None:
-            return
-        match message:
-            case {"ready": True} if self.state == "starting":
-                self._timers.pop("start", None)
-                self.state = "running"
-                if self.audience is not None:
-                    self.audience.kernel_changed()
-                self._apply(self.arbiter.ready(_instant()))
-            case {"began": int(number)}:
-                self._apply(self.arbiter.began(number))
-            case {"done": int(number), "exit_code": int(exit_code), "interrupted": bool(interrupted)}:
-                self._done(number, exit_code, interrupted)
-
-    def _done(self, number: int, exit_code: int, interrupted: bool) -> None:
-        if self._logging is None or self._logging.number != number or self._pipes is None:
-            return
-        self._pipes.drain()
-        failpoint("run.after_output_drain")
-        in_range = -(2**31) <= exit_code < 2**31
-        self._apply(self.arbiter.done(number, exit_code if in_range else 1, interrupted, _instant()))
+    def _executing(self, number: int) -> bool:
+        """Whether this run has the floor; all that it has printed until now is logged then."""
+        run = self._recorder.run
+        if self._ending is not None or run is None or run.number != number:
+            return False
+        self._recorder.drain()
+        return True
 
 
 def _instant() -> Instant:

@@ -1,15 +1,8 @@
 """The shim: one process per kernel, which outlives the agent that started it.
 
 Started as ``python -I -S -c "import sys; sys.path.insert(0, sys.argv[1]); from backendai_mgr.shim.main import
-main; main(sys.argv[2])" PACKAGE_ROOT SCRATCH``.  Reads ``SCRATCH/spec.json``:
-
-    kernel_id, incarnation   of the kernel
-    socket                   absolute path, under 100 bytes
-    argv, env, cwd           of the interpreter; see `interpreter` for the argument that is appended
-    uid, gid                 account of the interpreter, or null
-    leash                    seconds without any client after which kernel and shim end (default 3600)
-    limits                   run_log_bytes (64 MiB), exec_grace (5.0 s from a run's limit to the kill)
-    failpoints               specification of crash points, or null
+main; main(sys.argv[2])" PACKAGE_ROOT SCRATCH``.  SCRATCH is its working directory from then on, and may be
+renamed.  Reads ``SCRATCH/spec.json`` (see `spec`).
 
 When the socket listens, ``SCRATCH/shim.json`` says so: pid, start_time (field 22 of /proc/PID/stat), socket.
 Exit status: 0 after `forget` or the leash, 1 for a crash, 2 for a spec that cannot be used, 3 if another shim
@@ -26,46 +19,19 @@ import selectors
 import signal
 import sys
 import time
-from typing import Any, NamedTuple, NoReturn
+from typing import NoReturn
 
 from backendai_mgr.shim import failpoint, processes
-from backendai_mgr.shim.arbiter import GRACE, Arbiter
-from backendai_mgr.shim.interpreter import Command
-from backendai_mgr.shim.kernel import Kernel, KernelIdentity
+from backendai_mgr.shim.arbiter import Arbiter
+from backendai_mgr.shim.kernel import Kernel
+from backendai_mgr.shim.memory import OutOfMemory
 from backendai_mgr.shim.output import BoundedLog
-from backendai_mgr.shim.runlog import CAP_BYTES
+from backendai_mgr.shim.run import Refused
 from backendai_mgr.shim.runstore import RunStore, replace_file
 from backendai_mgr.shim.server import Server
+from backendai_mgr.shim.spec import Spec, read_spec
 
-LEASH = 3600.0
-MARKER = "BACKENDAI_KERNEL_ID"  # in the interpreter's environment: tells its stray processes
-
-
-class Spec(NamedTuple):
-    identity: KernelIdentity
-    socket: str
-    command: Command
-    leash: float
-    run_log_bytes: int
-    exec_grace: float
-    failpoints: str
-
-
-def parse_spec(raw: dict[str, Any]) -> Spec:
-    """Raises KeyError, TypeError or ValueError for a spec that cannot be used."""
-    limits = raw.get("limits") or {}
-    leash = raw.get("leash")
-    if len(os.fsencode(raw["socket"])) >= 100:
-        raise ValueError("the socket path is too long")
-    return Spec(
-        KernelIdentity(str(raw["kernel_id"]), int(raw["incarnation"])),
-        raw["socket"],
-        Command(list(raw["argv"]), dict(raw["env"]), raw["cwd"], raw.get("uid"), raw.get("gid")),
-        LEASH if leash is None else float(leash),
-        int(limits.get("run_log_bytes", CAP_BYTES)),
-        float(limits.get("exec_grace", GRACE)),
-        raw.get("failpoints") or "",
-    )
+_ANNOUNCEMENT = "shim.json"
 
 
 def main(scratch: str) -> NoReturn:
@@ -74,39 +40,48 @@ def main(scratch: str) -> NoReturn:
         os.setsid()
     os.umask(0o077)
     try:
-        with open(os.path.join(scratch, "spec.json"), "rb") as file:
-            spec = parse_spec(json.loads(file.read()))
+        os.chdir(scratch)
+        spec = read_spec()
         failpoint.enable(spec.failpoints or os.environ.get(failpoint.VARIABLE, ""))
     except (OSError, KeyError, TypeError, ValueError) as error:
         print(f"{scratch}/spec.json: {error!r}", file=sys.stderr)
         sys.exit(2)
-    if not _own(scratch):
+    if not _own():
         print(f"{scratch} belongs to another shim", file=sys.stderr)
         sys.exit(3)
     try:
-        _serve(scratch, spec)
+        _serve(spec)
     finally:
         processes.kill(processes.descendants(os.getpid()))
     sys.exit(0)
 
 
-def _serve(scratch: str, spec: Spec) -> None:
-    announcement = os.path.join(scratch, "shim.json")
+def _serve(spec: Spec) -> None:
     processes.become_subreaper()
-    if os.path.exists(announcement) and spec.command.env.get(MARKER):
-        # The last shim died without ending its kernel: what its interpreter had started may still be there.
-        processes.kill(processes.with_environment(f"{MARKER}={spec.command.env[MARKER]}".encode()))
+    if os.path.exists(_ANNOUNCEMENT) and spec.mark:
+        # The last shim died without ending its kernel: what its guest had started may still be there.
+        processes.kill(processes.with_environment(spec.mark.encode()))
     selector = selectors.EpollSelector()
-    store = RunStore(scratch, log_bytes=spec.run_log_bytes)
+    store = RunStore(".", log_bytes=spec.run_log_bytes)
     past = store.adopt("shim-died", time.time())
     arbiter = Arbiter(spec.identity.incarnation, grace=spec.exec_grace, past=past)
-    log = BoundedLog(os.path.join(scratch, "kernel.log"))
-    kernel = Kernel(spec.identity, spec.command, selector, store, arbiter, log)
+    log = BoundedLog("kernel.log")
+    kernel = Kernel(
+        spec.identity,
+        spec.command,
+        selector,
+        store,
+        arbiter,
+        log,
+        setup=spec.setup,
+        memory=OutOfMemory(spec.oom_counter),
+        query_line=spec.query_line,
+    )
     signals = _Signals(selector, kernel)
-    server = Server(selector, spec.socket, kernel, leash=spec.leash)
+    server = Server(selector, spec.socket, kernel, leash=spec.leash, reread=_assignment)
     pid = os.getpid()
     started = {"pid": pid, "start_time": processes.start_time(pid), "socket": spec.socket}
-    replace_file(announcement, json.dumps(started).encode())
+    replace_file(_ANNOUNCEMENT, json.dumps(started).encode())
     kernel.start()
     while not (server.finished or (signals.terminated and kernel.state == "ended")):
         deadlines = [at for at in (kernel.next_deadline(), server.next_deadline()) if at is not None]
@@ -138,9 +113,20 @@ class _Signals:
         self._kernel.reap()
 
 
-def _own(scratch: str) -> bool:
+def _assignment() -> Spec:
+    """The spec, which was replaced meanwhile and says which kernel this is.  Raises Refused."""
+    try:
+        spec = read_spec()
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise Refused("bad-request", f"the spec cannot be used: {error!r}") from error
+    if spec.setup is None:
+        raise Refused("bad-request", "the spec is nobody's yet")
+    return spec
+
+
+def _own() -> bool:
     """Lock the scratch directory for as long as this process lives."""
-    fd = os.open(os.path.join(scratch, "shim.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open("shim.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -5,6 +5,10 @@ header of 32 bytes (magic, kind, length, offset, time in ns since the epoch; lit
 The *offset* of a record is the number of payload bytes of all streams before it.  A gap record has no
 payload: its length says how many bytes were lost there.  A hole between two segments means the same.
 
+Streams: ``stdout``, ``stderr`` and ``log`` (what the system has to say) are text; ``media``, ``html``,
+``step`` and ``prompt`` are JSON, a line per item: ``["image/png", base64]``, ``"markup"``,
+``{"step", "exit_code"}`` and ``{"is_password"}``.
+
 One process writes, any number read.  A record is written by one ``writev``; a reader takes a last record that
 is short or bad as "not there yet", and a new owner truncates it.
 """
@@ -27,7 +31,7 @@ CAP_BYTES = 64 << 20
 RECORD_BYTES = 1 << 20  # longest payload of one record
 
 GAP = "gap"
-STREAMS = {"stdout": 1, "stderr": 2, "media": 3, "html": 4, "log": 5, GAP: 255}
+STREAMS = {"stdout": 1, "stderr": 2, "media": 3, "html": 4, "log": 5, "step": 6, "prompt": 7, GAP: 255}
 _NAMES = {kind: name for name, kind in STREAMS.items()}
 _GAP = STREAMS[GAP]
 

@@ -13,8 +13,8 @@ import os
 import sys
 from typing import Any, cast
 
-from backendai_mgr.shim.arbiter import Order, RunState, RunStatus
 from backendai_mgr.shim.failpoint import failpoint
+from backendai_mgr.shim.run import Order, RunState, RunStatus
 from backendai_mgr.shim.runlog import RunLogWriter
 
 # hashlib would load all of OpenSSL: megabytes in each of many processes, for one digest.
@@ -140,6 +140,9 @@ class RunStore:
             "queued_at": meta["queued_at"],
             "started_at": None,
             "ended_at": now,
+            "step": None,
+            "step_end": 0,
+            "prompt": None,
         }
 
 

@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from backendai_mgr.shim.arbiter import Refused, Run, is_run_id, parse_order
 from backendai_mgr.shim.framing import BadMessage, Decoder, encode
 from backendai_mgr.shim.kernel import Kernel
+from backendai_mgr.shim.run import Refused, Run, is_run_id, parse_order
+from backendai_mgr.shim.spec import Spec
 
 MAX_CLIENTS = 64
 MAX_PENDING = 1 << 20
@@ -111,8 +112,18 @@ class Client:
 class Server:
     """Listens, and turns requests into calls of the kernel.  `finished` becomes true when all is over."""
 
-    def __init__(self, selector: selectors.BaseSelector, path: str, kernel: Kernel, *, leash: float) -> None:
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        path: str,
+        kernel: Kernel,
+        *,
+        leash: float,
+        reread: Callable[[], Spec],
+    ) -> None:
+        """`reread` returns the spec that says what the kernel is to become, or raises Refused."""
         self.selector = selector
+        self._reread = reread
         self.finished = False
         self._path = path
         self._kernel = kernel
@@ -128,6 +139,9 @@ class Server:
             "status": self._status,
             "list": self._list,
             "interrupt": self._interrupt,
+            "input": self._input,
+            "complete": self._complete,
+            "assign": self._assign,
             "watch": self._watch,
             "cursor": self._cursor,
             "end": self._end,
@@ -219,6 +233,7 @@ class Server:
             "started_at": kernel.started_at,
             "exit": kernel.exit,
             "last_active": kernel.last_active,
+            "unassigned": kernel.unassigned,
         }
 
     def _start(self, client: Client, request: dict[str, Any]) -> Reply:
@@ -235,6 +250,31 @@ class Server:
         run_id = None if request.get("run_id") is None else _run_id(request)
         run = self._kernel.interrupt(run_id)
         return {"run": None if run is None else run.status()}
+
+    def _input(self, client: Client, request: dict[str, Any]) -> Reply:
+        offset = None if request.get("offset") is None else _natural(request, "offset")
+        text = request.get("text")
+        if not isinstance(text, str | None):
+            raise Refused("bad-request", "text must be text or null")
+        return {"run": self._kernel.answer(_run_id(request), offset, text).status()}
+
+    def _complete(self, client: Client, request: dict[str, Any]) -> None:
+        code, number = request.get("code"), request["id"]
+        if not isinstance(code, str):
+            raise Refused("bad-request", "code must be text")
+        cursor = min(_natural(request, "cursor"), len(code))
+        self._kernel.complete(
+            code, cursor, lambda matches: client.send({"id": number, "ok": {"matches": matches}})
+        )
+
+    def _assign(self, client: Client, request: dict[str, Any]) -> Reply:
+        """A kernel that was made before anybody asked for it reads its spec again, which now has one."""
+        if self._kernel.unassigned:
+            spec = self._reread()
+            assert spec.setup is not None
+            self._kernel.assign(spec.identity, spec.setup)
+            self._leash = spec.leash
+        return {}
 
     def _watch(self, client: Client, request: dict[str, Any]) -> Reply:
         run = self._kernel.find(_run_id(request))

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
@@ -12,12 +12,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import attrs
+import trio
 
 from backendai_mgr.agent.accounts import separate_accounts
 from backendai_mgr.agent.backends.process import ProcessBackend
 from backendai_mgr.agent.images import load_manifests, packaged_manifests
 from backendai_mgr.agent.processes import command_lines, environment_of
 from backendai_mgr.agent.registry import KernelRegistry, open_registry
+from backendai_mgr.agent.scratch import KernelStore
 from backendai_mgr.domain.slots import Slots
 from backendai_mgr.runtime.paths import PathRefused, socket_dir
 from backendai_mgr.wire.records import Record
@@ -34,20 +36,24 @@ class Site:
 
     data_dir: Path
     failpoints: str | None = None
+    pool_size: int = 0
     backend: ProcessBackend | None = None
+    session_lifetime: float = 0.0
 
     @asynccontextmanager
     async def agent(self, **options: Any) -> AsyncIterator[KernelRegistry]:
         """A registry, as a freshly started agent has it; its kernels live on when it closes."""
+        store = KernelStore(self.data_dir, shared_with_kernels=separate_accounts())
         self.backend = await ProcessBackend.open(
-            data_dir=self.data_dir,
+            store=store,
             sockets=socket_dir(self.data_dir),
             manifests=load_manifests(packaged_manifests()),
+            pool_size=self.pool_size,
             failpoints=self.failpoints,
         )
         offered = Slots({"cpu": Decimal(4), "mem": Decimal(1 << 30)})
         async with open_registry(
-            self.data_dir, self.backend, offered, separate_accounts=separate_accounts(), **options
+            store, self.backend, offered, session_lifetime=self.session_lifetime, **options
         ) as registry:
             yield registry
 
@@ -89,7 +95,7 @@ def new_site(below: str = "data") -> Iterator[Site]:
 
 def shims_of(data_dir: Path) -> list[int]:
     """The shims that work below this data directory."""
-    return [pid for pid, argv in command_lines() if argv and argv[-1].startswith(f"{data_dir}/kernels/")]
+    return [pid for pid, argv in command_lines() if argv and argv[-1].startswith(f"{data_dir}/")]
 
 
 def processes_of(kernel_id: UUID) -> list[int]:
@@ -159,3 +165,10 @@ async def destroy(registry: KernelRegistry, site: Site, spec: KernelSpec) -> Ker
     registry.acknowledge([(spec.kernel_id, spec.incarnation)])
     await removed(registry, site, spec)
     return report
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Look at what no event tells of, until *condition* holds."""
+    with trio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.01)

@@ -41,6 +41,8 @@ def test_an_empty_document_gives_the_defaults():
         ("reserved-mem", "much"),
         ("upload-size", "huge"),
         ("upload-size", -1),
+        ("session-lifetime", "12 hours"),
+        ("session-lifetime", -1),
         ("images-dir", "images"),
         ("allow-unisolated", "maybe"),
         ("report_interval", 3.0),
@@ -50,6 +52,11 @@ def test_an_empty_document_gives_the_defaults():
 def test_a_wrong_setting_is_refused_by_its_key(key, value):
     with pytest.raises(ConfigError, match=re.escape(key)):
         parse_agent_config({"agent": {key: value}})
+
+
+@pytest.mark.parametrize(("written", "seconds"), [(0, 0), (90, 90), ("90m", 5400), ("12h", 43200)])
+def test_a_lifetime_is_written_like_any_duration(written, seconds):
+    assert parse_agent_config({"agent": {"session-lifetime": written}}).session_lifetime == seconds
 
 
 def test_an_unknown_table_is_refused_by_its_name():

@@ -24,11 +24,12 @@ VICTIM = f"import sys, runpy; sys.path.append({str(Path(__file__).parents[2])!r}
 )
 
 
-async def victim(site: Site, kernel_id, action, *more, failpoint="") -> subprocess.CompletedProcess:
+async def victim(site: Site, kernel_id, action, *more, failpoint="", skip=0) -> subprocess.CompletedProcess:
+    """Run the action in an agent that kills itself at the failpoint, once it has passed it *skip* times."""
     with trio.fail_after(2 * PATIENCE):
         return await trio.run_process(
             [sys.executable, "-c", VICTIM, str(site.data_dir), str(kernel_id), action, *more],
-            env={**os.environ, VARIABLE: f"{failpoint}=kill" if failpoint else ""},
+            env={**os.environ, VARIABLE: f"{failpoint}=kill@{skip + 1}" if failpoint else ""},
             capture_stdout=True,
             capture_stderr=True,
             check=False,
@@ -45,6 +46,22 @@ async def test_an_agent_that_died_while_starting_a_kernel_can_start_it_again(sit
         assert report.state is KernelState.RUNNING
         assert len(shims_of(site.data_dir)) == 1
         assert (await run(registry, spec, "r", "print('ok')"))[0] == "ok\n"
+        await destroy(registry, site, spec)
+    assert processes_of(kernel_id) == []
+
+
+@pytest.mark.parametrize("failpoint", ["kernel.after_scratch", "kernel.after_shim_spawned"])
+async def test_an_agent_that_died_while_restarting_a_kernel_keeps_its_files(site, failpoint):
+    kernel_id = uuid4()
+    assert (
+        await victim(site, kernel_id, "restart", failpoint=failpoint, skip=1)
+    ).returncode == -signal.SIGKILL
+    async with site.agent() as registry:
+        spec = site.spec(kernel_id=kernel_id, incarnation=2)
+        report = await registry.create_kernel(spec)
+        assert (report.state, report.incarnation) == (KernelState.RUNNING, 2)
+        assert len(shims_of(site.data_dir)) == 1
+        assert (await run(registry, spec, "r", "print(open('kept').read())"))[0] == "kept\n"
         await destroy(registry, site, spec)
     assert processes_of(kernel_id) == []
 

@@ -7,6 +7,7 @@ import pytest
 from backendai_mgr.agent.accounts import Account, run_as, separate_accounts
 from backendai_mgr.agent.backends.process import ProcessBackend
 from backendai_mgr.agent.images import find_images, load_manifests, packaged_manifests
+from backendai_mgr.agent.scratch import KernelStore
 from backendai_mgr.runtime.config import ConfigError
 from backendai_mgr.runtime.paths import socket_dir
 
@@ -63,7 +64,9 @@ async def test_what_is_no_usable_python_is_not_taken(python, site, words):
 async def test_without_an_interpreter_the_image_is_not_offered_and_the_reason_is_told(python, site):
     manifest = attrs.evolve(python, interpreters=("/nowhere",))
     backend = await ProcessBackend.open(
-        data_dir=site.data_dir, sockets=socket_dir(site.data_dir), manifests=[manifest]
+        store=KernelStore(site.data_dir, shared_with_kernels=separate_accounts()),
+        sockets=socket_dir(site.data_dir),
+        manifests=[manifest],
     )
     assert backend.images() == []
     assert "account" in backend.missing()

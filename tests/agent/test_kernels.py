@@ -274,20 +274,52 @@ async def test_a_later_incarnation_replaces_the_kernel_and_keeps_its_runs(regist
     spec = site.spec()
     await registry.create_kernel(spec)
     await run(registry, spec, "old", "x = 1; open('kept', 'w').write('kept'); print('old')")
-    await start(registry, spec, "cut", "import time; time.sleep(1000)")
+    await start(registry, spec, "cut", "import time; print('so far', flush=True); time.sleep(1000)")
+    await start(registry, spec, "queued", "print('never')")
+    await registry.read_output(spec.kernel_id, "cut", offset=0, max_bytes=100, wait=PATIENCE)
     later = site.spec(kernel_id=spec.kernel_id, incarnation=2)
     create = partial(registry.create_kernel, later)
     await gather(create, create)
     assert len(shims_of(site.data_dir)) == 1
     assert [(r.incarnation, r.state) for r in kernels(registry).values()] == [(2, KernelState.RUNNING)]
     assert text((await read_all(registry, spec.kernel_id, "old"))[0]) == "old\n"
-    assert (await registry.get_run(spec.kernel_id, "cut")).state == "lost"
+    for run_id, printed in (("cut", "so far\n"), ("queued", "")):
+        records, status = await read_all(registry, spec.kernel_id, run_id)
+        assert (status.state, status.reason, text(records)) == ("lost", "restarted", printed)
+    assert [r.run_id for r in await registry.list_runs(spec.kernel_id)] == ["old", "cut", "queued"]
+    again = await start(registry, later, "queued", "print('never')")
+    assert (again.state, again.incarnation) == ("lost", 1), "it is not run again by itself"
     out, _ = await run(registry, later, "new", "print('x' in globals(), open('kept').read())")
     assert out == "False kept\n"
     registry.acknowledge([(spec.kernel_id, 1)])
     with pytest.raises(AgentRefusal, match="stale-incarnation"):
         await start(registry, spec, "for-the-old-one", "1")
     await destroy(registry, site, later)
+
+
+async def test_a_next_life_that_fails_to_start_leaves_the_files_to_another_try(registry, site):
+    spec = site.spec()
+    await registry.create_kernel(spec)
+    await run(registry, spec, "old", "open('kept', 'w').write('kept'); print('old')")
+    broken = site.spec(kernel_id=spec.kernel_id, incarnation=2, image="local/nothing:1")
+    with pytest.raises(AgentRefusal, match="no image local/nothing:1"):
+        await registry.create_kernel(broken)
+    report = await ended(registry, spec.kernel_id)
+    assert (report.incarnation, report.exit.reason) == (2, "failed-to-start")
+    later = site.spec(kernel_id=spec.kernel_id, incarnation=2)
+    await registry.create_kernel(later)
+    assert (await run(registry, later, "new", "print(open('kept').read())"))[0] == "kept\n"
+    assert text((await read_all(registry, spec.kernel_id, "old"))[0]) == "old\n"
+    dying = site.spec(
+        kernel_id=spec.kernel_id,
+        incarnation=3,
+        environ={"PYTHONHOME": "/nonexistent"},
+    )
+    with pytest.raises(AgentRefusal, match="while it was starting"):
+        await registry.create_kernel(dying)
+    report = await ended(registry, spec.kernel_id)
+    assert (report.incarnation, report.exit.reason) == (3, "failed-to-start")
+    await destroy(registry, site, dying)
 
 
 async def test_all_kernels_can_be_ended_at_once_and_their_ends_are_still_reported_later(site):

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from backendai_mgr.runtime.paths import socket_dir
+from backendai_mgr.agent.scratch import read_json
 from backendai_mgr.wire.rpc import AgentRefusal
 
 from .harness import PATIENCE, read_all, run, run_spec, start, text
@@ -261,7 +261,7 @@ async def test_a_connection_that_the_shim_dropped_is_made_again(registry, site, 
             results.append(await read_all(registry, kernel.kernel_id, "read"))
 
         await trio.testing.wait_all_tasks_blocked()
-        queue_and_cancel(str(socket_dir(site.data_dir) / f"{kernel.kernel_id.hex}.1"), 2200)
+        queue_and_cancel(read_json(site.scratch(kernel) / "shim.json")["socket"], 2200)
         let_go(site, kernel)
     ((records, status),) = results
     assert (text(records), status.state) == ("a\nb\n", "finished")

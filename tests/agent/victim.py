@@ -23,6 +23,13 @@ async def create(site: Site, kernel_id: UUID) -> None:
         await registry.create_kernel(site.spec(kernel_id=kernel_id))
 
 
+async def restart(site: Site, kernel_id: UUID) -> None:
+    async with site.agent() as registry:
+        await registry.create_kernel(site.spec(kernel_id=kernel_id))
+        (site.scratch(site.spec(kernel_id=kernel_id)) / "work" / "kept").write_text("kept")
+        await registry.create_kernel(site.spec(kernel_id=kernel_id, incarnation=2))
+
+
 async def end(site: Site, kernel_id: UUID) -> None:
     async with site.agent() as registry:
         await registry.create_kernel(site.spec(kernel_id=kernel_id))
@@ -45,7 +52,7 @@ async def whole_life(site: Site, kernel_id: UUID) -> None:
     assert shims_of(site.data_dir) == []
 
 
-ACTIONS = {"create": create, "end": end, "whole-life": whole_life}
+ACTIONS = {"create": create, "restart": restart, "end": end, "whole-life": whole_life}
 
 
 async def main(data_dir: str, kernel_id: str, action: str) -> None:

@@ -16,6 +16,7 @@ from backendai_mgr.wire import callosum
 from backendai_mgr.wire.callosum import AgentError, Kind
 from backendai_mgr.wire.records import Record
 from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, RunSpec
+from tests.fakes.agent import FakeAgent
 
 from .conftest import AGENT, KERNEL, serving, spec
 
@@ -300,6 +301,33 @@ async def test_a_restarted_agent_is_reached_again(links, agent):
                 except AgentUnreachable:
                     continue
         assert len(await link.list_runs(KERNEL)) == 1
+
+
+async def test_calls_under_way_when_the_agent_dies_are_unreachable_at_once_and_can_be_repeated(links):
+    """Without a feed, and however long they might have waited."""
+    first, second = FakeAgent("boot-1"), FakeAgent("boot-2")
+    failed: list[str] = []
+    all_failed = trio.Event()
+
+    async def call(make) -> None:
+        with pytest.raises(AgentUnreachable, match="the connection broke"):
+            await make()
+        failed.append("")
+        if len(failed) == 2:
+            all_failed.set()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            with first.hold("create_kernel", "get_run"):
+                async with serving(first) as endpoint:
+                    link = links.link(AGENT, endpoint)
+                    nursery.start_soon(call, lambda: link.create_kernel(spec()))
+                    nursery.start_soon(call, lambda: link.get_run(KERNEL, "r"))
+                    await first.until(lambda: first.calls["create_kernel"] and first.calls["get_run"])
+                await all_failed.wait()
+        async with serving(second, endpoint):
+            boot, _, _ = await link.create_kernel(spec())
+            assert boot == "boot-2"
 
 
 async def test_an_agent_that_moved_is_dialled_at_its_new_address_while_old_calls_finish(links, agent):

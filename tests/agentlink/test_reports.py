@@ -98,8 +98,9 @@ async def test_a_lower_epoch_is_refused(links, link):
     async with link.reports(7, "worker") as feed:
         await next_report(feed)
     async with link.reports(6, "worker") as feed:
-        with pytest.raises(StaleEpoch):
+        with pytest.raises(StaleEpoch) as refused:
             await next_report(feed)
+        assert refused.value.highest == 7
         with pytest.raises(StaleEpoch):
             await next_report(feed)
 
@@ -152,6 +153,17 @@ async def test_the_feed_goes_on_when_the_agent_restarts_at_the_same_address(link
                 with trio.fail_after(20):
                     while (await next_report(feed)).boot != boot:
                         pass
+
+
+async def test_a_feed_is_asked_for_again_as_soon_as_the_agent_is_back():
+    first, second = FakeAgent("boot-1"), FakeAgent("boot-2")
+    async with open_links(report_interval=LONG, silence=LONG) as links:
+        async with serving(first, report_interval=LONG) as endpoint:
+            pass
+        async with links.link(AGENT, endpoint).reports(1, "worker") as feed:
+            for agent in (first, second):
+                async with serving(agent, endpoint, report_interval=LONG):
+                    assert (await next_report(feed)).boot == agent.boot
 
 
 async def test_a_feed_may_be_opened_before_the_agent_is_there(links):

@@ -5,6 +5,7 @@ import json
 import attrs
 import pytest
 
+from backendai_mgr.domain.errors import AgentFailed, Conflict
 from backendai_mgr.domain.status import Status
 from tests.fakes.services import SESSION_ID, a_session
 
@@ -161,3 +162,46 @@ async def test_list(server, client):
     assert (item["id"], item["name"], item["status"]) == (str(SESSION_ID), "my-session", "RUNNING")
     await client.get("/sessions")
     assert server.sessions.calls[-1] == ("list", set(), 50, None)
+
+
+async def test_a_restart_is_answered_without_content(server, client):
+    reply = await client.patch("/session/my-session?owner_access_key=x")
+    assert (reply.status_code, reply.content) == (204, b"")
+    assert server.sessions.calls[-1] == ("restart", "my-session")
+    assert (await client.patch("/session/nobody")).status_code == 404
+    server.sessions.refusal = Conflict("Session 'my-session' is PENDING.")
+    assert (await client.patch("/session/my-session")).status_code == 409
+    server.sessions.refusal = AgentFailed("restart", "It could not be started.")
+    reply = await client.patch("/session/my-session")
+    assert reply.status_code == 500
+    assert reply.json()["type"].endswith("/kernel-restart-failed")
+    assert reply.json()["agent-details"]["exception"] == "It could not be started."
+    server.health.draining = True
+    assert (await client.patch("/session/my-session")).status_code == 503
+
+
+async def test_a_session_is_renamed_by_query_or_body(server, client):
+    for path, body in (
+        ("/session/my-session/rename?name=new-name", None),
+        ("/session/my-session/rename", {"name": "new-name"}),
+        ("/session/my-session/rename", {"clientSessionToken": "new-name"}),
+    ):
+        reply = await client.post(path, **({} if body is None else {"json": body}))
+        assert (reply.status_code, reply.content) == (204, b"")
+        assert server.sessions.calls[-1] == ("rename", "my-session", "new-name")
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("", "name"),
+        ("?name=x", "name"),
+        ("?name=-bad-", "name"),
+        ("?name=from-template", "name"),
+        ("?x=1", "x"),
+    ],
+)
+async def test_a_wrong_new_name_is_refused_by_its_field(client, query, field):
+    reply = await client.post(f"/session/my-session/rename{query}")
+    assert reply.status_code == 400
+    assert field in reply.json()["data"]

@@ -37,8 +37,15 @@ class Official:
         self._environ = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **said}
 
     def __call__(self, *arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+        return self._run(str(self._program), *arguments, cwd=cwd)
+
+    def python(self, code: str) -> "subprocess.CompletedProcess[str]":
+        """Run a program that uses the client as a library."""
+        return self._run(str(self._program.with_name("python")), "-c", code)
+
+    def _run(self, *command: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [str(self._program), *arguments],
+            list(command),
             env=self._environ,
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -77,6 +84,36 @@ def test_it_starts_and_ends_a_session_of_its_own(official: Official, up: Up) -> 
     ended = official("session", "destroy", "official-1")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "official-1 is TERMINATED." in up.command("why", "official-1").stdout
+
+
+def test_it_restarts_and_renames_a_session(official: Official, up: Up) -> None:
+    made = official("session", "create", "--name", "official-2", "python")
+    assert made.returncode == 0, made.stdout + made.stderr
+    up.command("run", "--session", "official-2", "--keep", "x = 1; open('kept', 'w').write('kept')")
+    done = official("session", "restart", "official-2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    code = "print('x' in globals(), open('kept').read())"
+    assert up.command("run", "--session", "official-2", code).stdout == "False kept\n"
+    renamed = official("session", "rename", "official-2", "official-3")
+    assert renamed.returncode == 0, renamed.stdout + renamed.stderr
+    assert up.command("why", "official-3").stdout == "official-3 is RUNNING. It is running.\n"
+    assert official("session", "destroy", "official-3").returncode == 0
+    refused = official("session", "restart", "official-3")
+    assert refused.returncode != 0
+
+
+def test_its_library_restarts_a_session(official: Official, up: Up) -> None:
+    code = (
+        "from ai.backend.client.session import Session\n"
+        "with Session() as session:\n"
+        "    made = session.ComputeSession.get_or_create('python', name='official-4')\n"
+        "    made.restart()\n"
+        "    print(made.get_info()['status'])\n"
+        "    made.destroy()\n"
+    )
+    done = official.python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "RUNNING"
 
 
 @pytest.fixture(scope="module")

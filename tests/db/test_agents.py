@@ -77,6 +77,24 @@ async def test_a_lease_has_one_owner_until_it_expires(db):
     assert await agents.lease("w1", ttl=10) == []
 
 
+async def test_the_epoch_leaps_over_what_an_agent_has_seen(db):
+    """As after the database was set back."""
+    other = AgentId("i-other")
+    for agent in (AGENT, other):
+        await register(db, agent)
+    agents = PgAgents(db)
+
+    async def epochs(owner="w1", **above):
+        return {lease.agent_id: lease.epoch for lease in await agents.lease(owner, ttl=10, **above)}
+
+    assert await epochs() == {AGENT: 1, other: 1}
+    assert await epochs(above={AGENT: 41, AgentId("i-unknown"): 7}) == {AGENT: 42, other: 1}
+    assert await epochs(above={AGENT: 41}) == {AGENT: 42, other: 1}
+    assert await epochs("w2", above={AGENT: 99}) == {}, "it is not theirs"
+    await expire(db)
+    assert await epochs("w2", above={AGENT: 41}) == {AGENT: 43, other: 2}
+
+
 async def test_a_released_lease_is_free_at_once_and_its_epoch_grows(db):
     await register(db)
     agents = PgAgents(db)

@@ -335,3 +335,27 @@ async def test_kernels_of_an_agent_lost_for_long_are_abandoned(db):
     assert await scheduling.abandoned(lost_before=NOW, limit=10) == []
     found = await scheduling.abandoned(lost_before=LATER, limit=10)
     assert {row.kernel_id for row in found} == {running, restarting}
+
+
+# ---------------------------------------------------------------- restarting
+
+
+async def test_a_restarting_kernel_is_to_be_started_until_its_create_was_answered(db):
+    await add_agent(db)
+    (running,) = await insert_session(db, Status.RUNNING, name="work")
+    scheduling, sessions = PgScheduling(db), PgSessions(db)
+    await scheduling.created(running, 1, boot="b", seq=3)
+    assert await scheduling.to_restart(10) == []
+    assert await sessions.move([move(running, Status.RUNNING, Status.RESTARTING)], now=LATER)
+    (kernel,) = await scheduling.to_restart(10)
+    assert (kernel.kernel_id, kernel.incarnation, kernel.status) == (running, 2, Status.RESTARTING)
+    assert (kernel.agent_id, kernel.session_name) == (AGENT, "work")
+    assert await scheduling.to_start(10) == []
+    assert await scheduling.unanswered(10) == []
+    await scheduling.created(running, 1, boot="b", seq=4)  # the life before
+    assert await scheduling.to_restart(10) == [kernel]
+    await scheduling.created(running, 2, boot="b", seq=5)
+    assert await scheduling.to_restart(10) == []
+    assert await sessions.move([move(running, Status.RESTARTING, Status.RUNNING, 2)], now=LATER)
+    types = [row["type"] for row in await fetch(db, "SELECT type FROM events ORDER BY id")]
+    assert types[-3:] == ["session_restarting", "kernel_started", "session_started"]

@@ -308,3 +308,35 @@ async def test_the_events_of_a_session_tell_what_readers_filter_by(db):
         assert (row["kernel_id"], row["agent_id"], row["access_key"], row["time"]) == (
             kernel_id, AGENT, KEY, LATER,
         )  # fmt: skip
+
+
+# ---------------------------------------------------------------- another name
+
+
+async def test_a_running_session_is_renamed_and_others_learn_of_it(db):
+    await add_agent(db)
+    (running,) = await insert_session(db, Status.RUNNING, name="before")
+    sessions = PgSessions(db)
+    assert await sessions.rename(running, "after", now=LATER) == "renamed"
+    assert (await sessions.get(running)).name == "after"
+    (event,) = await fetch(db, "SELECT type, access_key, payload FROM events WHERE session_id = $1", running)
+    assert (event["type"], event["access_key"]) == ("session_renamed", KEY)
+    assert (event["payload"]["session_name"], event["payload"]["was"]) == ("after", "before")
+    assert await sessions.rename(running, "after", now=LATER) == "renamed"
+    assert len(await fetch(db, "SELECT 1 FROM events WHERE session_id = $1", running)) == 1
+
+
+async def test_a_name_is_given_once_and_to_running_sessions_only(db):
+    await add_agent(db)
+    (running,) = await insert_session(db, Status.RUNNING, name="mine")
+    await insert_session(db, Status.PREPARING, name="taken")
+    await insert_session(db, Status.TERMINATED, name="free")
+    await insert_session(db, Status.RUNNING, name="anothers", owner=OTHER_KEY)
+    (ending,) = await insert_session(db, Status.TERMINATING)
+    sessions = PgSessions(db)
+    assert await sessions.rename(running, "taken", now=LATER) == "name-taken"
+    assert await sessions.rename(ending, "never", now=LATER) == "not-running"
+    assert await sessions.rename(SessionId(uuid4()), "never", now=LATER) == "not-running"
+    assert (await sessions.get(running)).name == "mine"
+    assert await sessions.rename(running, "free", now=LATER) == "renamed"
+    assert await sessions.rename(running, "anothers", now=LATER) == "renamed"

@@ -15,6 +15,7 @@ from backendai_mgr.domain.lifecycle import (
     IllegalTransition,
     deadline,
     session_status,
+    sibling_end,
 )
 from backendai_mgr.domain.status import DEAD, LIVE, OCCUPIES_AGENT, Status
 from tests.db.samples import AGENT, LATER, add_agent, fetch, fetchval, insert_session, move
@@ -134,6 +135,23 @@ async def test_an_empty_info_keeps_the_reason_before_and_a_start_begins_anew(db)
     ]  # fmt: skip
 
 
+async def test_a_reasons_sentence_is_kept_with_it_and_goes_with_it(db):
+    await add_agent(db)
+    sessions = PgSessions(db)
+    (kernel_id,) = await insert_session(db, Status.RESTARTING)
+    told = {"info": "failed-to-start", "sentence": "no image x"}
+    ending = move(kernel_id, Status.RESTARTING, Status.TERMINATING, **told)
+    await sessions.move([ending], now=LATER)
+    assert (await fetch(db, STATE, kernel_id))[0]["reasons"] == told
+    await sessions.move([move(kernel_id, Status.TERMINATING, Status.TERMINATED)], now=LATER)
+    assert (await fetch(db, STATE, kernel_id))[0]["reasons"] == told
+    (kernel_id,) = await insert_session(db, Status.RESTARTING)
+    await sessions.move([move(kernel_id, Status.RESTARTING, Status.TERMINATING, **told)], now=LATER)
+    rescue = move(kernel_id, Status.TERMINATING, Status.TERMINATED, info="hang-timeout")
+    await sessions.move([rescue], now=LATER)
+    assert (await fetch(db, STATE, kernel_id))[0]["reasons"] == {"info": "hang-timeout"}
+
+
 async def test_agents_get_their_slots_back_when_kernels_leave_them(db):
     await add_agent(db)
     sessions = PgSessions(db)
@@ -191,6 +209,32 @@ async def test_the_last_of_a_sessions_kernels_ends_it_whoever_moves_it(db):
         assert await fetchval(db, "SELECT status::text FROM sessions WHERE id = $1", ids[0]) == "TERMINATED"
 
 
+@pytest.mark.parametrize("to", [Status.TERMINATED, Status.TERMINATING])
+async def test_the_other_kernels_of_an_ending_session_are_ended_too(db, to):
+    await add_agent(db)
+    first, *others = await insert_session(
+        db, Status.RUNNING, Status.RUNNING, Status.RUNNING, Status.TERMINATING
+    )
+    wanted = move(first, Status.RUNNING, to, info="self-terminated")
+    assert await PgSessions(db).move([wanted], now=LATER) == [wanted]
+    for kernel_id in others:
+        state = (await fetch(db, STATE, kernel_id))[0]
+        assert (state["status"], state["whole"]) == ("TERMINATING", "TERMINATING")
+        assert state["reasons"] == {"info": "self-terminated"}
+    told = "SELECT kernel_id FROM events WHERE type = 'kernel_terminating' ORDER BY id"
+    expected = {*others[:2]} | ({first} if to is Status.TERMINATING else set())
+    assert {row["kernel_id"] for row in await fetch(db, told)} == expected
+
+
+async def test_kernels_that_had_not_started_are_cancelled_with_their_session(db):
+    await add_agent(db)
+    ids = await insert_session(db, Status.RUNNING, Status.PREPARING, Status.SCHEDULED)
+    wanted = move(ids[1], Status.PREPARING, Status.CANCELLED, session_id=ids[0], info="failed-to-start")
+    assert await PgSessions(db).move([wanted], now=LATER) == [wanted]
+    statuses = [(await fetch(db, STATE, kernel_id))[0]["status"] for kernel_id in ids]
+    assert statuses == ["TERMINATING", "CANCELLED", "CANCELLED"]
+
+
 SHAPES = st.lists(st.sampled_from(sorted(set(Status) - {Status.PENDING})), min_size=1, max_size=3)
 STEPS = st.lists(
     st.tuples(st.integers(0, 2), st.sampled_from(Status), st.sampled_from(Status), st.booleans()), max_size=12
@@ -231,6 +275,14 @@ async def follow_the_model(db, shape, steps):
         if whole is not told and whole in SESSION_EVENT:
             expected_events[SESSION_EVENT[whole]] += 1
         told = whole
+        if whole is Status.TERMINATING:
+            for sibling in model:
+                if (end := sibling_end(sibling[0])) is not None:
+                    sibling[0] = end
+                    expected_events[KERNEL_EVENT[end]] += 1
+            told = session_status([status for status, _ in model])
+            if told is not whole and told in SESSION_EVENT:
+                expected_events[SESSION_EVENT[told]] += 1
     rows = await fetch(db, "SELECT id, status::text, incarnation FROM kernels WHERE session_id = $1", ids[0])
     assert {row["id"]: [row["status"], row["incarnation"]] for row in rows} == dict(
         zip(ids, model, strict=True)

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backendai_mgr.domain.lifecycle import RULES, IllegalTransition, check, deadline, session_status
+from backendai_mgr.domain.lifecycle import (
+    RULES,
+    IllegalTransition,
+    check,
+    deadline,
+    session_status,
+    sibling_end,
+)
 from backendai_mgr.domain.status import DEAD, LIVE, Status
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -86,6 +93,15 @@ def test_check_is_the_table(seen, to):
 )
 def test_session_follows_from_its_kernels(kernels, session):
     assert session_status(map(Status, kernels)) == session
+
+
+def test_what_ends_with_a_session_ends_by_the_table():
+    for status in Status:
+        to = sibling_end(status)
+        if to is None:
+            assert status in DEAD | {Status.TERMINATING, Status.ERROR}
+        else:
+            assert to in RULES[status].to & (DEAD | {Status.TERMINATING})
 
 
 def test_a_session_without_kernels_is_a_mistake():

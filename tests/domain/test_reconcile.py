@@ -70,6 +70,18 @@ def outcome(*args, **kwargs):
         ([row("PREPARING", boot=None, seq=None, overdue=True)], [], [("CANCELLED", "failed-to-start")]),
         # a report showed it running, the answer to create was never stored
         ([row("RUNNING", boot=None, seq=None)], [], [("TERMINATED", "already-terminated")]),
+        # a start that failed before its create was answered is told to the starter, which may try again
+        ([row("PREPARING", boot=None, seq=None)], [seen("ended", reason="failed-to-start")], []),
+        ([row("RESTARTING", boot=None, seq=None)], [seen("ended", reason="failed-to-start")], []),
+        (
+            [row("RESTARTING", boot=None, seq=None)],
+            [seen("ended", reason="self-terminated")],
+            [("TERMINATED", "self-terminated")],
+        ),
+        # the end of the life before is not that of the next
+        ([row("RESTARTING", incarnation=2, boot=None, seq=None)], [seen("ended")], []),
+        ([row("RESTARTING", incarnation=2, boot=None, seq=None)], [seen("running")], []),
+        ([row("RESTARTING", incarnation=2)], [seen("running", incarnation=2)], [("RUNNING", "")]),
         # an older incarnation is another life
         (
             [row("RUNNING", incarnation=2)],
@@ -99,6 +111,15 @@ def test_what_should_not_live_is_destroyed():
     assert run([row("TERMINATING")], [seen()]).destroy
     assert run([], [seen()]).destroy, "its row is dead or PENDING"
     assert run([row(incarnation=2)], [seen(incarnation=1)]).destroy, "an older life"
+
+
+@pytest.mark.parametrize("state", ["starting", "running", "ended"])
+def test_the_life_before_a_restart_is_left_to_its_successor(state):
+    result = run([row("RESTARTING", incarnation=2, boot=None, seq=None)], [seen(state)])
+    assert not result.destroy
+    assert not result.ended, "acknowledged, its files would go"
+    assert run([row("TERMINATING", incarnation=2)], [seen("ended")]).ended
+    assert run([row("TERMINATING", incarnation=2)], [seen("running")]).destroy
 
 
 def test_kernels_without_a_row_are_told_apart_by_their_cluster():
@@ -150,4 +171,7 @@ def test_changes_are_legal_single_and_stable(rows, kernels):
     assert not run(after, kernels, known={s.id for s in kernels}).changes
     living = {(s.id, s.incarnation) for s in kernels if s.state is not KernelState.ENDED}
     wanted = {(r.kernel_id, r.incarnation) for r in rows if r.status is not Status.TERMINATING}
-    assert {(s.id, s.incarnation) for s in result.destroy} == living - wanted
+    followed = {
+        (r.kernel_id, life) for r in rows if r.status is Status.RESTARTING for life in range(r.incarnation)
+    }
+    assert {(s.id, s.incarnation) for s in result.destroy} == living - wanted - followed

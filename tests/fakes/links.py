@@ -187,7 +187,7 @@ class FakeAgent:
     @asynccontextmanager
     async def reports(self, epoch, owner):
         if epoch < self.epoch:
-            raise StaleEpoch(self.name)
+            raise StaleEpoch(self.name, highest=self.epoch)
         self.epoch = epoch
         yield _Feed(self, epoch)
 
@@ -209,7 +209,7 @@ class _Feed:
                     await agent._changed.wait()
             self._first = False
             if agent.epoch > self._epoch:
-                raise StaleEpoch(agent.name)
+                raise StaleEpoch(agent.name, highest=agent.epoch)
             if not agent.silent:
                 break
             await trio.sleep(REPORT_INTERVAL)

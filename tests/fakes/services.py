@@ -145,6 +145,14 @@ class FakeSessions:
         self._find(reference)
         return {"status": "terminated", "version": 2}
 
+    async def restart(self, caller: Caller, reference: str) -> None:
+        self._enter("restart", reference)
+        self._find(reference)
+
+    async def rename(self, caller: Caller, reference: str, name: str) -> None:
+        self._enter("rename", reference, name)
+        self._find(reference)
+
     async def list(
         self, caller: Caller, *, statuses: Any, limit: int, after: str | None
     ) -> tuple[list[Session], str | None]:

@@ -3,11 +3,13 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from uuid import UUID
 
 import attrs
 import trio
 
+from backendai_mgr.db.transition import NEW_LIFE
 from backendai_mgr.domain.lifecycle import (
     KERNEL_EVENT,
     SESSION_EVENT,
@@ -224,13 +226,18 @@ class FakeStore:
                 continue
             check(move.seen, move.to)
             assert session_status([move.to]) == move.to
+            renewed = move.to in NEW_LIFE
+            if renewed:
+                self.created_by[move.session_id] = None
+            told = {"info": move.info, "sentence": move.sentence} if move.info else {}
             session = attrs.evolve(
                 session,
                 status=move.to,
+                incarnation=session.incarnation + renewed,
                 status_changed=now,
                 terminated_at=now if move.to in DEAD else None,
-                reasons={**session.reasons, **({"info": move.info} if move.info else {})},
-                exit_code=move.exit_code,
+                reasons={**session.reasons, **told},
+                exit_code=None if renewed else move.exit_code,
             )
             self.sessions[move.session_id] = session
             self.deadlines[move.session_id] = deadline(move.to, now)
@@ -239,6 +246,21 @@ class FakeStore:
                     self._event(table[move.to], session, {"reason": move.info})
             applied.append(move)
         return applied
+
+    async def rename(self, session_id, name, *, now):
+        await trio.lowlevel.checkpoint()
+        self._reach()
+        session = self.sessions[session_id]
+        if session.status is not Status.RUNNING:
+            return "not-running"
+        if any(
+            (s.access_key, s.name) == (session.access_key, name) and s.status in LIVE and s.id != session_id
+            for s in self.sessions.values()
+        ):
+            return "name-taken"
+        self.sessions[session_id] = attrs.evolve(session, name=name)
+        self._event("session_renamed", self.sessions[session_id])
+        return "renamed"
 
     async def live(self, session_id):
         await trio.lowlevel.checkpoint()
@@ -361,6 +383,7 @@ class FakeStore:
             slots=s.requested_slots,
             environ=s.environ,
             bootstrap_script=None,
+            status=s.status,
         )
 
     async def to_start(self, limit):
@@ -375,6 +398,15 @@ class FakeStore:
             self._to_start(s)
             for s in self.sessions.values()
             if s.status is Status.PREPARING and self.created_by[s.id] is None
+        ][:limit]
+
+    async def to_restart(self, limit):
+        await trio.lowlevel.checkpoint()
+        self._reach()
+        return [
+            self._to_start(s)
+            for s in self.sessions.values()
+            if s.status is Status.RESTARTING and self.created_by[s.id] is None
         ][:limit]
 
     async def claim_start(self, kernel, *, now):
@@ -426,16 +458,16 @@ class FakeStore:
 
     # -------------------------------------------------------------- agents
 
-    async def lease(self, owner, *, ttl):
+    async def lease(self, owner, *, ttl, above=MappingProxyType({})):
         await trio.lowlevel.checkpoint()
         self._reach()
         now = trio.current_time()
         for name in self.agents:
             holder, epoch, expires = self.leases.get(name, (None, 0, 0.0))
             if holder == owner and expires > now:
-                self.leases[name] = (owner, epoch, now + ttl)
+                self.leases[name] = (owner, max(epoch, above.get(name, 0) + 1), now + ttl)
             elif expires <= now:
-                self.leases[name] = (owner, epoch + 1, now + ttl)
+                self.leases[name] = (owner, max(epoch + 1, above.get(name, 0) + 1), now + ttl)
         return [
             Lease(
                 agent_id=name,

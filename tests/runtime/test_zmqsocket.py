@@ -169,6 +169,22 @@ async def test_a_dealer_reconnects_to_a_restarted_peer_and_brings_nothing_old():
                     assert got[1:] == [b"second"]
 
 
+async def test_each_break_of_a_connection_is_told_once():
+    with trio.fail_after(30):
+        async with open_context() as context:
+            async with own_router(ANY) as router:
+                endpoint = router.endpoint
+            async with context.dealer(endpoint) as dealer:
+                for _ in range(3):
+                    async with own_router(endpoint) as router:
+                        await dealer.send([b"hello"])
+                        await router.recv()
+                        with trio.move_on_after(0.02) as scope:
+                            await dealer.broken()
+                        assert scope.cancelled_caught, "it is whole"
+                    await dealer.broken()
+
+
 async def test_the_router_tells_of_an_unknown_peer():
     async with open_context() as context, context.router(ANY) as router:
         with pytest.raises(PeerGone, match="not connected"):

@@ -170,3 +170,34 @@ async def test_a_watch_that_crashes_is_started_again_and_harms_no_other(world, a
         assert set(world.keeper._held) == {"i-1", "i-2"}
         nursery.cancel_scope.cancel()
     assert world.keeper._held == {}
+
+
+async def test_an_agent_that_has_seen_a_higher_epoch_than_the_database_is_kept_under_a_higher_one(
+    world, autojump_clock
+):
+    """The database was set back; the agent was not."""
+    world.agents["i-1"].epoch = 41
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery)
+        began = trio.current_time()
+        session = await world.running()
+        assert world.store.leases["i-1"][:2] == ("worker-1", 42)
+        assert trio.current_time() - began < 5
+        await trio.sleep(60)
+        assert world.store.leases["i-1"][1] == 42
+        world.agents["i-1"].end_kernel(session.id)
+        await world.until(lambda: status(world, session) is Status.TERMINATED)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_agent_that_claims_an_impossible_epoch_harms_no_other(world, autojump_clock):
+    world.store.add_agent("i-2")
+    world.agents.agents["i-2"] = FakeAgent("i-2")
+    world.agents["i-2"].epoch = 1 << 63
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery)
+        await world.running()
+        await trio.sleep(60)
+        assert world.store.leases["i-1"][:2] == ("worker-1", 1)
+        assert world.store.leases["i-2"][1] == 1
+        nursery.cancel_scope.cancel()

@@ -104,7 +104,8 @@ async def test_a_start_that_fails_says_so(world, autojump_clock):
         creation = await world.sessions.create(CALLER, request())
         assert creation.status == "CANCELLED"
         why = await world.sessions.why(CALLER, "test-session")
-        assert "failed-to-start" in why["sentence"]
+        assert why["sentence"] == "It could not be started: no interpreter."
+        assert why["info"] == "failed-to-start"
         nursery.cancel_scope.cancel()
 
 

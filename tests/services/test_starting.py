@@ -6,6 +6,7 @@ import trio
 from backendai_mgr.domain.lifecycle import RULES
 from backendai_mgr.domain.status import Status
 from backendai_mgr.services.sessions import CreateRequest
+from backendai_mgr.wire.rpc import AgentRefusal
 
 from .conftest import CALLER
 
@@ -48,6 +49,17 @@ async def test_what_a_starter_claimed_before_it_died_the_next_one_starts(world, 
         await world.start(nursery)
         await world.until(lambda: world.store.sessions[session_id].status is Status.RUNNING)
         assert world.agents["i-1"].created == [(session_id, 1)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_an_agent_refuses_is_told_in_its_own_words(world, autojump_clock):
+    session_id = await enqueue(world)
+    world.agents["i-1"].refuse["create_kernel"] = AgentRefusal("create-failed", "this agent has no image x")
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery)
+        await world.until(lambda: world.store.sessions[session_id].status is Status.CANCELLED)
+        why = await world.sessions.why(CALLER, "session")
+        assert why["sentence"] == "It could not be started: this agent has no image x."
         nursery.cancel_scope.cancel()
 
 

@@ -21,11 +21,12 @@ import backendai_mgr
 from backendai_mgr.shim.runlog import RunLogReader
 
 ROOT = str(Path(backendai_mgr.__file__).parent.parent)
-HOST = str(Path(backendai_mgr.__file__).parent / "shim" / "inside" / "host.py")
+INSIDE = Path(backendai_mgr.__file__).parent / "shim" / "inside"
+HOST, GUEST = str(INSIDE / "host.py"), str(INSIDE / "guest.py")
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); from backendai_mgr.shim.main import main; main(sys.argv[2])"
 )
-PATIENCE = 20.0  # seconds; a bound for what should take milliseconds
+PATIENCE = 5.0  # seconds; a bound for what should take milliseconds
 ENDED = {"finished", "timeout", "cancelled", "lost"}
 
 
@@ -122,15 +123,18 @@ class Shim:
         self.client: Client | None = None
         self._clients: list[Client] = []
         kernel_id = f"k-{scratch.parent.name}-{scratch.name}"
+        env = {"PATH": os.environ["PATH"], "BACKENDAI_KERNEL_ID": kernel_id, "LANG": "C.UTF-8"}
         self.spec = {
             "kernel_id": kernel_id,
             "incarnation": 1,
             "socket": self.socket,
-            "argv": argv or [os.path.realpath(sys.executable), HOST],
-            "env": {"PATH": os.environ["PATH"], "BACKENDAI_KERNEL_ID": kernel_id, "LANG": "C.UTF-8"},
+            "argv": argv or [os.path.realpath(sys.executable), GUEST, "python"],
+            "env": env,
             "cwd": str(self.work),
             "uid": None,
             "gid": None,
+            "setup": {"env": env, "limits": {}},
+            "mark": f"BACKENDAI_KERNEL_ID={kernel_id}",
             "leash": 60.0,
             "limits": {"run_log_bytes": 64 << 20},
             "failpoints": None,
@@ -230,6 +234,14 @@ def start(
     return client.ask("start", run_id=run_id, incarnation=incarnation, digest=digest, spec=spec)
 
 
+def start_batch(
+    client: Client, run_id: str, timeout: float | None = None, **steps: str | None
+) -> dict[str, Any]:
+    spec = {"mode": "batch", "code": "", "timeout": timeout, **steps}
+    digest = hashlib.sha256(json.dumps(spec).encode()).hexdigest()
+    return client.ask("start", run_id=run_id, incarnation=1, digest=digest, spec=spec)
+
+
 def read_all(folder: Path, piece: int = 1 << 20) -> list[Any]:
     reader = RunLogReader(folder)
     offset, records = 0, []
@@ -259,16 +271,13 @@ def processes_marked(kernel_id: str) -> list[int]:
 
 
 def interpreters(shim: Shim) -> list[int]:
-    """Return the pids of the kernel that are not mere children of user code."""
-    found = []
+    """Return the pids of the kernel's interpreters, which their guests have forked."""
+    inside = {}
     for pid in processes_marked(shim.spec["kernel_id"]):
-        try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"host.py" in command:
-            found.append(pid)
-    return found
+        with contextlib.suppress(OSError):
+            if b"guest.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                inside[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return [pid for pid, parent in inside.items() if parent in inside]
 
 
 def until(condition: Callable[[], bool]) -> None:

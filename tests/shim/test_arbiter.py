@@ -11,17 +11,12 @@ from backendai_mgr.shim import arbiter as subject
 from backendai_mgr.shim.arbiter import (
     Arbiter,
     Ended,
-    Instant,
     Interrupt,
     Kill,
-    Order,
     Queued,
-    Refused,
-    Run,
-    RunState,
     Send,
-    parse_order,
 )
+from backendai_mgr.shim.run import Instant, Order, Refused, Run, RunState, parse_order
 
 INCARNATION = 3
 GRACE = 5.0
@@ -266,7 +261,9 @@ def test_a_good_request_is_read() -> None:
         {"digest": 5},
         {"spec": None},
         {"spec": {"mode": "query"}},
-        {"spec": {"mode": "batch", "code": "1"}},
+        {"spec": {"mode": "batch", "code": "1", "build": 5}},
+        {"spec": {"mode": "batch", "code": "1", "exec": "a\0b"}},
+        {"spec": {"mode": "shell", "code": "1"}},
         {"spec": {"mode": [], "code": "1"}},
         {"spec": {"mode": "query", "code": b"1"}},
         {"spec": {"mode": "query", "code": "1", "timeout": 0}},

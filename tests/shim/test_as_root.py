@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shim.client import HOST, Shim, processes_marked, read_all, scratch_directory, start, until
+from tests.shim.client import INSIDE, Shim, processes_marked, read_all, scratch_directory, start, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: changes account, mounts a tmpfs")
 
@@ -25,7 +25,9 @@ def other_account(make_shim: Callable[..., Shim]) -> Iterator[Shim]:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         # As the agent does: the package itself may lie where the account cannot go.
         os.chmod(folder, 0o755)
-        shim = make_shim([SYSTEM_PYTHON, shutil.copy(HOST, folder)], uid=UID, gid=UID + 1)
+        for file in INSIDE.glob("*.py"):
+            shutil.copy(file, folder)
+        shim = make_shim([SYSTEM_PYTHON, f"{folder}/guest.py", "python"], uid=UID, gid=UID + 1)
         os.chown(shim.work, UID, UID + 1)
         os.chmod(shim.scratch, 0o700)
         shim.running()
@@ -49,7 +51,8 @@ def test_the_kernel_cannot_touch_the_shim_s_files(other_account: Shim) -> None:
     shim = other_account
     shim.run(f"import os; os.listdir({str(shim.scratch / 'runs')!r})", "list")
     shim.run(f"import socket; socket.socket(socket.AF_UNIX).connect({shim.socket!r})", "connect")
-    shim.run("import os; os.kill(os.getppid(), 9)", "kill")
+    assert shim.process is not None
+    shim.run(f"import os; os.kill({shim.process.pid}, 9)", "kill")
     for run_id in "list", "connect", "kill":
         assert "PermissionError" in shim.output(run_id)
 

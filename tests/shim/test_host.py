@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.shim.client import HOST, Shim, scratch_directory, start
+from tests.shim.host_driver import pythons
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +56,6 @@ def works(kernel: Shim) -> None:
         ("raise SystemExit(True)", (1, "", "")),
         ("import sys; [sys.argv, sys.path[0], __name__]", (0, "[[''], '', '__main__']\n", "")),
         ("import os; os.getcwd().endswith('/work')", (0, "True\n", "")),
-        ("import sys; sys.stdin.read()", (0, "''\n", "")),
         ("import signal; signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN", (0, "True\n", "")),
     ],
 )
@@ -116,13 +114,6 @@ def test_top_level_await_runs_on_one_loop(kernel: Shim) -> None:
     assert "shim" not in err
     assert "base_events" not in err
     assert err.endswith("ZeroDivisionError: division by zero\n")
-
-
-def test_input_is_refused_clearly(kernel: Shim) -> None:
-    code, out, err = result(kernel, "input('name? ')")
-    assert (code, out) == (1, "name? ")
-    assert err.endswith("EOFError: this run has no input: input() cannot be answered here\n")
-    assert "host.py" not in err
 
 
 def test_output_of_children_and_of_c_is_of_this_run(kernel: Shim) -> None:
@@ -226,16 +217,6 @@ def test_pickle_and_inspect_find_what_runs_define(kernel: Shim) -> None:
     assert result(kernel, "import pickle; type(pickle.loads(pickle.dumps(Point()))) is Point")[1] == "True\n"
     shown = "'def origin():\\n    return Point()\\n'\n"
     assert result(kernel, "import inspect; inspect.getsource(origin)")[1] == shown
-
-
-def pythons() -> list[str]:
-    """Every Python 3 that can be found, 3.6 or later, and the one that runs the tests."""
-    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = [
-        path / "bin" / "python" for path in sorted(root.glob("3.*")) if (path / "bin" / "python").exists()
-    ]
-    system = Path("/usr/bin/python3")
-    return [*map(str, found), *([str(system)] if system.exists() else []), sys.executable]
 
 
 @pytest.mark.parametrize("python", pythons())

@@ -67,6 +67,7 @@ def test_hello_tells_who_and_how(shim: Shim, client: Client) -> None:
         "pid": shim.process.pid,
         "state": "running",
         "exit": None,
+        "unassigned": False,
     }
 
 
@@ -424,7 +425,7 @@ print('left', flush=True)
 
 def test_end_leaves_no_process_and_forget_no_socket(shim: Shim, client: Client) -> None:
     assert shim.run(LEAVE_CHILDREN, "children")["exit_code"] == 0
-    assert len(processes_marked(shim.spec["kernel_id"])) == 4
+    assert len(processes_marked(shim.spec["kernel_id"])) == 5
     begin(client, "busy", BUSY)
     start(client, "waiting", "1")
     other = shim.connect()

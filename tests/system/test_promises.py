@@ -130,15 +130,49 @@ def test_a_worker_that_dies_in_the_middle_of_a_start_is_followed_by_one_that_goe
     names = set()
     for source in (PACKAGE / "services").glob("*.py"):
         names |= set(re.findall(r'failpoint\("([^"]+)"\)', source.read_text()))
-    assert names == {"start.after_claim"}
+    assert names == {"start.after_claim", "restart.after_begin"}
     fragile = Installation()
     fragile.environ["BACKENDAI_FAILPOINTS"] = "start.after_claim=kill"
     with Up(fragile, folder / "data") as up, closing(Http(up.said)) as http:
         with contextlib.suppress(httpx.TransportError):
             http.call("POST", "/session", body={"name": "fragile", "image": "python"})
         wait_until(lambda: _status(http, "fragile") == "RUNNING", 30, "the session runs")
-        kernels = [c for c in processes_of(up.data_dir).values() if "host.py" in c]
-        assert len(kernels) == 1
+        assert len(list((up.data_dir / "kernels").iterdir())) == 1
+        assert up.stop() == 0
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_restart_is_followed_by_one_that_goes_on(
+    folder: Path,
+) -> None:
+    fragile = Installation()
+    fragile.environ["BACKENDAI_FAILPOINTS"] = "restart.after_begin=kill"
+    with Up(fragile, folder / "data") as up, closing(Http(up.said)) as http:
+        made = up.command("run", "--session", "fragile", "--keep", "x = 1; open('kept', 'w').write('kept')")
+        assert made.returncode == 0, made.stderr
+        with pytest.raises(httpx.TransportError):
+            http.call("PATCH", "/session/fragile")
+        wait_until(lambda: _status(http, "fragile") == "RUNNING", 30, "the session runs")
+        code = "print('x' in globals(), open('kept').read())"
+        assert up.command("run", "--session", "fragile", code).stdout == "False kept\n"
+        assert up.stop() == 0
+
+
+def test_an_agent_that_dies_in_the_middle_of_a_restart_is_followed_by_one_that_goes_on(
+    folder: Path,
+) -> None:
+    """The manager's call that was under way is made again at once, not after its deadline."""
+    with Up(Installation(), folder / "data") as up, closing(Http(up.said)) as http:
+        made = up.command("run", "--session", "fragile", "--keep", "x = 1; open('kept', 'w').write('kept')")
+        assert made.returncode == 0, made.stderr
+        (agent,) = (pid for pid, c in processes_of(up.data_dir).items() if "backendai_mgr agent " in c)
+        os.kill(agent, signal.SIGSTOP)
+        with up.popen("restart", "fragile", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+            wait_until(lambda: _status(http, "fragile") == "RESTARTING", 20, "the restart has begun")
+            os.kill(agent, signal.SIGKILL)
+            out, err = client.communicate(timeout=45)
+            assert (client.returncode, out, err) == (0, "fragile\n", "")
+        code = "print('x' in globals(), open('kept').read())"
+        assert up.command("run", "--session", "fragile", code).stdout == "False kept\n"
         assert up.stop() == 0
 
 

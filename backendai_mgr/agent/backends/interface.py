@@ -6,7 +6,7 @@ sandbox, a container, or a member of a pool that was made ready before anybody a
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import attrs
@@ -38,8 +38,14 @@ class Backend(Protocol):
     def missing(self) -> Mapping[str, str]:
         """Capabilities that kernels lack here, each with a sentence that says what follows from it."""
 
-    async def start(self, spec: KernelSpec, scratch: Scratch) -> Shim:
-        """Start the shim of a new kernel in its prepared scratch folder; returns when its socket is served.
+    def stats(self) -> Mapping[str, Any]:
+        """Numbers for the agent's reports."""
+
+    async def run(self) -> None:
+        """Do what is not part of a call, until cancelled."""
+
+    async def start(self, spec: KernelSpec) -> Shim:
+        """Start the shim of a new kernel, and prepare its scratch folder; returns when its socket is served.
 
         Raises `StartFailed`. When it raises or is cancelled, nothing is left running.
         """

@@ -1,85 +1,73 @@
-"""Kernels as plain processes of this machine: not isolated but by an account, where the agent is root."""
+"""Kernels as processes of this machine: not isolated but by an account, where the agent is root."""
 
-import hashlib
 import logging
 import os
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from importlib.resources import files
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Self
 from uuid import UUID
 
 import trio
 
-from ...shim.failpoint import VARIABLE, failpoint
+from ...shim.failpoint import VARIABLE
 from ...wire.reports import ImageReport
 from ...wire.rpc import KernelSpec
-from ..accounts import Account, AccountBook, NoAccountLeft, kill_all_of, separate_accounts
+from ..accounts import AccountBook, separate_accounts
+from ..environ import early_environ
 from ..images import LocalImage, Manifest, find_images
-from ..inotify import wait_for_file
-from ..processes import Process, command_lines, environment_of, held, owner_of
-from ..scratch import Scratch, read_json, tail, write_json, write_private
+from ..pool import Member, Pool
+from ..processes import held
+from ..scratch import KernelStore, Scratch
 from .interface import Shim, StartFailed
+from .shims import Place, ShimMaker
 
 log = logging.getLogger(__name__)
 
-#: Seconds from the shim's start until it must serve its socket.
-SHIM_TIMEOUT = 15.0
-#: Seconds for what a kernel left running to die after SIGKILL.
-CLEAR_TIMEOUT = 5.0
-#: A shim without an agent ends its kernel and itself after so many seconds.
-LEASH = 3600.0
-RUN_LOG_BYTES = 64 << 20
 #: Starts that are under way at once; more would only slow each other down.
 _STARTS_PER_CPU = 4
-
-_SHIM = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from backendai_mgr.shim.main import main; main(sys.argv[2])"
-)
-_PACKAGE_ROOT = Path(__file__).resolve().parents[3]
-_SHIM_ENVIRON = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-_CORE_COUNT_LABEL = "ai.backend.envs.corecount"
+#: Seconds for a killed shim to be gone.
+END_TIMEOUT = 5.0
 
 
 class ProcessBackend:
     """The back end for machines where nothing better is there. Make it with `open`."""
 
     def __init__(
-        self,
-        data_dir: Path,
-        sockets: Path,
-        images: Iterable[LocalImage],
-        book: AccountBook | None,
-        failpoints: str | None,
+        self, images: Iterable[LocalImage], maker: ShimMaker, store: KernelStore, pool_size: int
     ) -> None:
         self._images = {image.name: image for image in images}
-        self._sockets = sockets
-        self._host = _publish_inside(data_dir) / "host.py"
-        self._book = book
-        self._accounts: dict[UUID, tuple[Account, Path]] = {}  # and the scratch folders that hold them
+        self._maker = maker
+        self._store = store
+        self._places: dict[UUID, tuple[Place, Scratch]] = {}
         self._starting = trio.CapacityLimiter(_STARTS_PER_CPU * len(os.sched_getaffinity(0)))
-        self._failpoints = failpoints
+        self._starts = 0
+        self._idle = trio.Event()
+        self._idle.set()
+        pooled = [image.name for image in self._images.values() if image.manifest.runtime == "python"]
+        self._pool = Pool(pooled, pool_size, self._make_member, self._discard, self._until_idle)
 
     @classmethod
     async def open(
         cls,
         *,
-        data_dir: Path,
+        store: KernelStore,
         sockets: Path,
         manifests: Iterable[Manifest],
+        pool_size: int = 0,
         failpoints: str | None = os.environ.get(VARIABLE),
     ) -> Self:
         """Find out what this machine can run. *failpoints* are those of the shims, for tests."""
         book = AccountBook() if separate_accounts() else None
-        account = None if book is None else book.take(data_dir)
+        account = None if book is None else book.take(store.data_dir)
         try:
             images = await find_images(manifests, account)
         finally:
             if book and account:
-                book.give_back(account, data_dir)
-        return cls(data_dir, sockets, images, book, failpoints)
+                book.give_back(account, store.data_dir)
+        return cls(images, ShimMaker(store.data_dir, sockets, book, failpoints), store, pool_size)
 
     def images(self) -> Sequence[ImageReport]:
         return [image.report() for image in self._images.values()]
@@ -96,168 +84,117 @@ class ProcessBackend:
             missing["account"] = f"No interpreter of the image manifests can be executed by {whom}."
         return missing
 
-    async def start(self, spec: KernelSpec, scratch: Scratch) -> Shim:
+    def stats(self) -> Mapping[str, Any]:
+        return {"pool": self._pool.stats()}
+
+    async def run(self) -> None:
+        """Keep ready what starts take, until cancelled. First what an earlier agent had ready is ended."""
+        for scratch in self._store.scan_ready():
+            place = self._maker.find(scratch)
+            shim = None if place is None else await self._maker.adopt(place, scratch)
+            await self._end(place, scratch, shim)
+        await self._pool.run()
+
+    # -- kernels
+
+    async def start(self, spec: KernelSpec) -> Shim:
         image = self._images.get(spec.image)
         if image is None:
             raise StartFailed(f"this agent has no image {spec.image}")
         if spec.architecture != os.uname().machine:
             raise StartFailed(f"this agent's architecture is {os.uname().machine}, not {spec.architecture}")
-        async with self._starting:
-            socket = self._socket(spec)
-            self._write_spec(spec, scratch, image, socket)
-            failpoint("kernel.after_scratch")
-            argv = [sys.executable, "-I", "-S", "-c", _SHIM, str(_PACKAGE_ROOT), str(scratch.root)]
-            process = Process.spawn(argv, _SHIM_ENVIRON, stderr=scratch.shim_errors)
-            failpoint("kernel.after_shim_spawned")
-            return await self._when_up(process, scratch, socket)
+        async with self._start_under_way():
+            return await self._start_warm(spec, image) or await self._start_cold(spec, image)
 
-    async def adopt(self, spec: KernelSpec, scratch: Scratch) -> Shim | None:
-        match read_json(scratch.spec_file):
-            case {"uid": int(uid)} if self._book and (account := self._book.keep(uid, scratch.root)):
-                self._accounts[spec.kernel_id] = account, scratch.root
-        socket = self._socket(spec)
-        match read_json(scratch.shim_file):
-            case {"pid": int(pid), "start_time": int(started)}:
-                process = Process.hold(pid, started)
-                return None if process is None else Shim(process, socket)
-        for pid, argv in command_lines():  # it may not have come so far yet
-            if argv[-1:] == [str(scratch.root)] and _SHIM in argv and (process := Process.hold(pid)):
-                try:
-                    return await self._when_up(process, scratch, socket)
-                except StartFailed:
-                    return None
+    async def _start_warm(self, spec: KernelSpec, image: LocalImage) -> Shim | None:
+        """A shim of the pool, made this kernel's; it is told so when it is connected to. None: start cold."""
+        if early_environ(spec) or self._store.scratch(spec.kernel_id).root.exists():
+            return None
+        while (member := self._pool.take(spec.image)) is not None:
+            given = False
+            try:
+                self._maker.describe(member.place, member.scratch, image, spec)
+                if given := await member.assign():
+                    move = partial(self._maker.move, member.place)
+                    scratch = self._store.prepare_ready(spec, member.scratch, move)
+                    self._places[spec.kernel_id] = member.place, scratch
+                    return member.shim
+            except BaseException:
+                given = False
+                raise
+            finally:
+                member.leave(given=given)
         return None
 
-    async def clear(self, spec: KernelSpec) -> None:
-        self._socket(spec).unlink(missing_ok=True)
-        with trio.move_on_after(CLEAR_TIMEOUT) as scope:
-            while strays := self._strays(spec):
-                if holding := self._accounts.get(spec.kernel_id):
-                    await kill_all_of(holding[0])  # at once, so that none can start another in time
-                with ExitStack() as stack:
-                    for process in strays:
-                        stack.enter_context(held(process)).kill()
-                    for process in strays:
-                        await process.wait()
-        if scope.cancelled_caught:
-            log.error("processes of kernel %s cannot be killed", spec.kernel_id)
+    async def _start_cold(self, spec: KernelSpec, image: LocalImage) -> Shim:
+        async with self._starting:
+            scratch = self._store.prepare(spec)
+            before = self._places.get(spec.kernel_id)
+            place = self._maker.place(scratch, None if before is None else before[0].account)
+            self._places[spec.kernel_id] = place, scratch
+            self._maker.describe(place, scratch, image, spec)
+            return await self._maker.start(place, scratch)
 
-    def _strays(self, spec: KernelSpec) -> list[Process]:
-        holding = self._accounts.get(spec.kernel_id)
-        mark = f"BACKENDAI_KERNEL_ID={spec.kernel_id}"
-        found = []
-        for pid, _ in command_lines():
-            is_its = mark in environment_of(pid) if holding is None else owner_of(pid) == holding[0].uid
-            if is_its and (process := Process.hold(pid)):
-                found.append(process)
-        return found
+    async def adopt(self, spec: KernelSpec, scratch: Scratch) -> Shim | None:
+        place = self._maker.find(scratch)
+        if place is None:
+            return None
+        self._places[spec.kernel_id] = place, scratch
+        return await self._maker.adopt(place, scratch)
+
+    async def clear(self, spec: KernelSpec) -> None:
+        if known := self._places.get(spec.kernel_id):
+            await self._maker.clear(known[0])
 
     def release(self, kernel_id: UUID) -> None:
-        if (holding := self._accounts.pop(kernel_id, None)) and self._book:
-            self._book.give_back(*holding)
+        if known := self._places.pop(kernel_id, None):
+            self._maker.leave(known[0], known[1].root)
 
-    def _socket(self, spec: KernelSpec) -> Path:
-        return self._sockets / f"{spec.kernel_id.hex}.{spec.incarnation}"
-
-    def _write_spec(self, spec: KernelSpec, scratch: Scratch, image: LocalImage, socket: Path) -> None:
-        account = self._account(spec.kernel_id, scratch)
-        if account is not None:
-            os.chown(scratch.work, account.uid, account.gid)
-        socket.unlink(missing_ok=True)
-        content = {
-            "kernel_id": str(spec.kernel_id),
-            "incarnation": spec.incarnation,
-            "socket": str(socket),
-            "argv": [image.interpreter, str(self._host)],
-            "env": kernel_environ(spec, image, scratch.work),
-            "cwd": str(scratch.work),
-            "uid": account and account.uid,
-            "gid": account and account.gid,
-            "leash": LEASH,
-            "limits": {"run_log_bytes": RUN_LOG_BYTES},
-            "failpoints": self._failpoints,
-        }
-        write_json(scratch.spec_file, content)
-
-    def _account(self, kernel_id: UUID, scratch: Scratch) -> Account | None:
-        if self._book is None:
-            return None
-        if kernel_id not in self._accounts:
-            try:
-                self._accounts[kernel_id] = self._book.take(scratch.root), scratch.root
-            except NoAccountLeft as error:
-                raise StartFailed(str(error)) from error
-        return self._accounts[kernel_id][0]
-
-    async def _when_up(self, process: Process, scratch: Scratch, socket: Path) -> Shim:
-        """The shim once it serves its socket; kills it when that does not come about."""
+    @asynccontextmanager
+    async def _start_under_way(self) -> AsyncIterator[None]:
+        """Meanwhile the pool is not refilled."""
+        if not self._starts:
+            self._idle = trio.Event()
+        self._starts += 1
         try:
-            with trio.move_on_after(SHIM_TIMEOUT):
-                await _first(process.wait, lambda: wait_for_file(scratch.shim_file))
-                if scratch.shim_file.exists() and process.alive:
-                    return Shim(process, socket)
-                raise StartFailed(f"the shim ended at once: {tail(scratch.shim_errors) or 'it said nothing'}")
-            raise StartFailed(f"the shim did not come up within {SHIM_TIMEOUT:g} s")
+            yield
+        finally:
+            self._starts -= 1
+            if not self._starts:
+                self._idle.set()
+
+    async def _until_idle(self) -> None:
+        await self._idle.wait()
+
+    # -- the pool's members
+
+    async def _make_member(self, image: str) -> Member:
+        scratch = self._store.new_ready(token_hex(8))
+        place: Place | None = None
+        try:
+            place = self._maker.place(scratch)
+            self._maker.describe(place, scratch, self._images[image], None)
+            shim = await self._maker.start(place, scratch)
         except BaseException:
-            process.kill()
-            with trio.move_on_after(5, shield=True):
-                await process.wait()
-            process.close()
+            with trio.CancelScope(shield=True):
+                await self._end(place, scratch, None)
             raise
+        return Member(image, scratch, place, shim)
 
+    async def _discard(self, member: Member) -> None:
+        await self._end(member.place, member.scratch, member.shim)
 
-def kernel_environ(spec: KernelSpec, image: LocalImage, work: Path) -> dict[str, str]:
-    """The environment of a kernel: a plain account's, the user's own on top, and what tells it who it is."""
-    core_count_names = image.manifest.labels.get(_CORE_COUNT_LABEL, "").split(",")
-    cores = spec.slots.get("cpu", "1").partition(".")[0]
-    folders = [str(Path(image.interpreter).parent), "/usr/local/bin", "/usr/bin", "/bin"]
-    return {
-        "HOME": str(work),
-        "USER": "work",
-        "LOGNAME": "work",
-        "SHELL": "/bin/sh",
-        "LANG": "C.UTF-8",
-        "PATH": ":".join(dict.fromkeys(folders)),
-        **{name: cores for name in core_count_names if name},
-        **spec.environ,
-        "BACKENDAI_SESSION_ID": str(spec.session_id),
-        "BACKENDAI_SESSION_NAME": spec.session_name,
-        "BACKENDAI_KERNEL_ID": str(spec.kernel_id),
-        "BACKENDAI_KERNEL_IMAGE": spec.image,
-        "BACKENDAI_CLUSTER_SIZE": "1",
-        "BACKENDAI_CLUSTER_REPLICAS": "main:1",
-        "BACKENDAI_CLUSTER_HOSTS": "main1",
-        "BACKENDAI_CLUSTER_HOST": "main1",
-        "BACKENDAI_CLUSTER_ROLE": "main",
-        "BACKENDAI_CLUSTER_IDX": "1",
-    }
-
-
-def _publish_inside(data_dir: Path) -> Path:
-    """Put what runs inside of kernels where their accounts can read it, which the package may not be.
-
-    Returns the folder; its name tells its content, so that living kernels keep theirs.
-    """
-    modules = [item for item in files("backendai_mgr.shim.inside").iterdir() if item.name.endswith(".py")]
-    contents = {item.name: item.read_bytes() for item in modules}
-    digest = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()
-    folder = data_dir / "inside" / digest[:16]
-    for level in (folder.parent, folder):
-        level.mkdir(exist_ok=True)
-        level.chmod(0o755)
-    for name, content in contents.items():
-        if not (folder / name).exists():
-            write_private(folder / name, content, 0o644)
-    return folder
-
-
-async def _first(*waits: Any) -> None:
-    """Until one of the waits is over."""
-    async with trio.open_nursery() as nursery:
-
-        async def run(wait: Any) -> None:
-            await wait()
-            nursery.cancel_scope.cancel()
-
-        for wait in waits:
-            nursery.start_soon(run, wait)
+    async def _end(self, place: Place | None, scratch: Scratch, shim: Shim | None) -> None:
+        """Leave nothing of a shim that never became a kernel's."""
+        if shim is not None:
+            with held(shim.process) as process, trio.move_on_after(END_TIMEOUT):
+                process.kill()
+                await process.wait()
+        if place is not None:
+            await self._maker.clear(place)
+        try:
+            await trio.to_thread.run_sync(self._store.remove, scratch)
+        except OSError as error:
+            log.error("%s cannot be removed: %s", scratch.root, error)
+        if place is not None:
+            self._maker.leave(place, scratch.root)

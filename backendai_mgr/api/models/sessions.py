@@ -113,6 +113,11 @@ class MatchSessions:
 
 
 @attrs.frozen(kw_only=True)
+class RenameSession:
+    name: Annotated[str, Param("name", "clientSessionToken", check=_name)]
+
+
+@attrs.frozen(kw_only=True)
 class DestroySession:
     forced: bool = False
     owner_access_key: str | None = None

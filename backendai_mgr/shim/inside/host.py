@@ -1,39 +1,47 @@
 """The interpreter host: runs the code of a kernel's runs one after another in one process, keeping state.
 
-Usage: ``python host.py CONTROL_FD``, the last argument being an inherited stream socket.  Messages are a
-length (4 bytes, big endian) and a JSON object.  It receives ``{"run": number, "code": text}`` and sends
-``{"ready": true}`` once, then for each run ``{"began": number}`` and
-``{"done": number, "exit_code": int, "interrupted": bool}``; end of file ends it.
+Usage: ``python host.py CONTROL_FD``, the last argument being an inherited stream socket; or, in a process
+forked for it, ``import host; host.serve(control_fd)``.  Messages are a length (4 bytes, big endian) and a
+JSON object.  It receives
 
-Any Python from 3.6 on runs this file; it needs the standard library only.  User code lives in the same
-process, so the host keeps its own references to all that it uses, sees a copy of the builtins, and repairs
-after each run what a run may have broken.
+* ``{"configure": {"env": {name: text}}}``, only before the first run;
+* ``{"run": number, "code": text}``;
+* ``{"input": number, "text": text or null}``, the answer to a prompt (null: end of file);
+* ``{"complete": number, "code": text, "cursor": offset in characters}``, only between runs;
+
+and sends
+
+* ``{"ready": true}`` once, then for each run ``{"began": number}`` and
+  ``{"done": number, "exit_code": int, "interrupted": bool}``;
+* ``{"prompt": number, "is_password": bool}`` when the run asks for a line of input;
+* ``{"display": "html", "data": html}`` and ``{"display": "media", "data": '["image/png", "<base64>"]'}``;
+  what was printed before has been flushed;
+* ``{"completions": number, "matches": [text]}``.
+
+End of file ends it.
+
+Any Python from 3.6 on runs the files of this folder; they need the standard library only.  User code lives in
+the same process, so they keep their own references to all that they use, see a copy of the builtins, are not
+in sys.modules, and the host repairs after each run what it may have broken.
 """
 
 import __future__
 
 import _ast  # `ast` on top of it costs 5 ms of every start
-import _signal  # type: ignore[import-not-found]  # `signal` wraps it in Python code: see `_scan_json`
+import _signal  # type: ignore[import-not-found]  # `signal` wraps it in Python code, which costs at start
 import builtins
-import io
-import json
-import linecache
 import os
 import sys
 import traceback
 import types
-import warnings
-from _thread import RLock, allocate_lock, start_new_thread
-from collections import deque
-from time import sleep
+from binascii import b2a_base64
+from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # the module costs milliseconds, and nothing needs it at run time
-    from typing import Any, Deque, Dict, Optional, Tuple  # noqa: F401
+    import io
+    from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple  # noqa: F401
 
-FLUSH_SECONDS = 0.02
-BUFFER_BYTES = 64 * 1024
-SOURCE_BYTES = 32 * 1024 * 1024  # of past runs, kept for tracebacks and inspect
 RECURSION_LIMIT = sys.getrecursionlimit()
 INTERRUPTED = 130
 CO_COROUTINE = 0x80
@@ -42,263 +50,137 @@ FUTURES = [getattr(__future__, name).compiler_flag for name in __future__.all_fe
 
 # User code may do to the modules and the builtins what it likes: from here on we see our own.
 globals()["__builtins__"] = dict(vars(builtins))
-_dup2, _exit, _fstat, _getpid = os.dup2, os._exit, os.fstat, os.getpid
-_read, _write, _set_blocking = os.read, os.write, os.set_blocking
-_scan_json = vars(json.JSONDecoder())["scan_once"]  # all C: Python code would see the real builtins
+_exit, _getpid, _listdir = os._exit, os.getpid, os.listdir
 _Expression, _Expr, _ONLY_AST = _ast.Expression, _ast.Expr, _ast.PyCF_ONLY_AST
-_TextIOWrapper, _FileIO = io.TextIOWrapper, io.FileIO
-_BufferedReader, _BufferedWriter = io.BufferedReader, io.BufferedWriter
-_set_handler, _SIGINT = _signal.signal, _signal.SIGINT
+_set_handler, _get_handler, _SIGINT = _signal.signal, _signal.getsignal, _signal.SIGINT
 _set_mask, _SIG_SETMASK = _signal.pthread_sigmask, _signal.SIG_SETMASK
 _print_exception = traceback.print_exception
-_sources, _modules = linecache.cache, sys.modules
+_modules = sys.modules
 _displayhook, _settrace, _setprofile = sys.displayhook, sys.settrace, sys.setprofile
 _getrecursionlimit, _setrecursionlimit = sys.getrecursionlimit, sys.setrecursionlimit
-_WRITABLE_TRACEBACKS = sys.version_info >= (3, 7)
-_FILE = __file__
+_FOLDER = os.path.dirname(os.path.realpath(__file__))
+_OURS = {__file__}  # the file names of our code
+_KEPT = []  # type: List[Any]
+_RICH = ("_repr_html_", "_repr_png_", "_repr_jpeg_", "_repr_svg_")
 
 
-class Control:
-    """The socket to the shim."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        os.set_inheritable(fd, False)
-
-    def receive(self) -> "Optional[Dict[str, Any]]":
-        """Return the next message; None at the end of file."""
-        head = self._exactly(4)
-        body = None if head is None else self._exactly(int.from_bytes(head, "big"))
-        if body is None:
-            return None
-        message = _scan_json(body.decode(), 0)[0]  # type: Dict[str, Any]
-        return message
-
-    def ready(self) -> None:
-        self._send('{"ready":true}')
-
-    def began(self, number: int) -> None:
-        self._send('{"began":%d}' % number)
-
-    def done(self, number: int, exit_code: int, interrupted: bool) -> None:
-        truth = "true" if interrupted else "false"
-        self._send('{"done":%d,"exit_code":%d,"interrupted":%s}' % (number, exit_code, truth))
-
-    def _send(self, text: str) -> None:
-        data = len(text).to_bytes(4, "big") + text.encode()
-        while data:
-            data = data[_write(self._fd, data) :]
-
-    def _exactly(self, size: int) -> "Optional[bytes]":
-        parts = []
-        while size:
-            part = _read(self._fd, size)
-            if not part:
-                return None
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+def _read_source(name: str) -> "Tuple[str, bytes]":
+    path = "%s/%s.py" % (_FOLDER, name)
+    with open(path, "rb") as file:
+        return path, file.read()
 
 
-class Streams:
-    """sys.stdin, sys.stdout and sys.stderr, and the file descriptors below them."""
-
-    def __init__(self) -> None:
-        self._spares = {fd: (os.dup(fd), _identity(fd)) for fd in (0, 1, 2)}
-        self._stdio = Stdio()
-        self._flushing = RLock()
-        self._running = allocate_lock()  # held between runs
-        self._running.acquire()
-        self._active = False
-        self._open()
-        if hasattr(os, "register_at_fork"):  # from 3.7 on
-            # A child must find neither text of ours in its buffers nor a lock that our thread held.
-            os.register_at_fork(
-                before=self._before_fork,
-                after_in_parent=self._flushing.release,
-                after_in_child=self._after_fork_in_child,
-            )
-        warnings.filterwarnings("ignore", message="This process .* is multi-threaded")
-        start_new_thread(self._flush_regularly, ())
-
-    def begin(self) -> None:
-        """From now on what is printed leaves within FLUSH_SECONDS."""
-        self._active = True
-        self._running.release()
-
-    def end(self) -> None:
-        """Flush all, and repair what user code replaced, closed or redirected."""
-        self._active = False
-        self._running.acquire()
-        for name in ("stdout", "stderr"):
-            _flush(getattr(sys, name, None))
-        self.flush()
-        self._stdio.flush()
-        for fd, (spare, identity) in self._spares.items():
-            if _identity(fd) != identity:
-                _dup2(spare, fd)
-                self.flush()  # what a closed descriptor had refused
-        for fd in (1, 2):
-            _set_blocking(fd, True)
-        if _is_closed(self.stdin) or _is_closed(self.out) or _is_closed(self.err):
-            self._open()
-        self._install()
-
-    def flush(self) -> None:
-        with self._flushing:
-            _flush(self.out)
-            _flush(self.err)
-
-    def _open(self) -> None:
-        self.stdin = _TextIOWrapper(_BufferedReader(_FileIO(0, "r", closefd=False)), "utf-8")
-        self.out = _writer(1)
-        self.err = _writer(2)
-        self._install()
-
-    def _install(self) -> None:
-        for name, stream in (("stdin", self.stdin), ("stdout", self.out), ("stderr", self.err)):
-            setattr(sys, name, stream)
-            setattr(sys, "__%s__" % name, stream)
-
-    def _flush_regularly(self) -> None:
-        while True:
-            with self._running:
-                pass
-            sleep(FLUSH_SECONDS)
-            if self._active:
-                self.flush()
-
-    def _before_fork(self) -> None:
-        self.flush()
-        self._flushing.acquire()
-
-    def _after_fork_in_child(self) -> None:
-        self._flushing.release()
-        for stream in (self.out, self.err):  # nobody flushes regularly here
-            if not _is_closed(stream):
-                stream.reconfigure(line_buffering=True)
+#: Read now, so that what is compiled later, if at all, is what was here at the start.
+_LATER = {name: _read_source(name) for name in ("completion", "display", "environment", "figures")}
 
 
-class Stdio:
-    """The output buffers of C's stdio, which extension modules may print to."""
-
-    def __init__(self) -> None:
-        self._libc = None  # type: Any
-        self._seen = 0
-
-    def flush(self) -> None:
-        if self._libc is None and len(_modules) != self._seen:
-            self._seen = len(_modules)
-            if any(map(_is_foreign, list(_modules.items()))):
-                try:
-                    import ctypes  # only now: a plain kernel starts without it
-
-                    self._libc = ctypes.CDLL(None)
-                except Exception:  # not built, or broken by user code
-                    return
-        if self._libc is not None:
-            self._libc.fflush(None)
+def _fill(module: types.ModuleType, source: "Tuple[str, bytes]") -> None:
+    path, text = source
+    _OURS.add(path)
+    vars(module).update({"__builtins__": globals()["__builtins__"], "__file__": path})
+    exec(compile(text, path, "exec", 0, True), vars(module))
 
 
-def _is_foreign(item: "Tuple[str, Any]") -> bool:
-    """Whether a module can have loaded C code that is not Python's own."""
-    name, module = item
-    if name == "ctypes":
-        return True
-    file = getattr(module, "__file__", None)
-    return isinstance(file, str) and file.endswith(".so") and "/lib-dynload/" not in file
+def _load(name: str, source: "Optional[Tuple[str, bytes]]" = None) -> "Any":
+    """Return a new module of this folder, which `import` cannot find."""
+    module = types.ModuleType(name)
+    _fill(module, source or _LATER[name])
+    return module
 
 
-def _identity(fd: int) -> "Optional[Tuple[int, int]]":
-    try:
-        status = _fstat(fd)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _writer(fd: int) -> io.TextIOWrapper:
-    raw = _FileIO(fd, "w", closefd=False)
-    return _TextIOWrapper(_BufferedWriter(raw, BUFFER_BYTES), "utf-8", "backslashreplace", "\n")
-
-
-def _flush(stream: "Any") -> None:
-    try:  # noqa: SIM105  (contextlib would see the real builtins)
-        stream.flush()
-    except Exception:  # whatever object user code put there
-        pass
-
-
-def _is_closed(stream: "Any") -> bool:
-    try:
-        return bool(stream.closed)
-    except ValueError:  # detached
-        return True
-
-
-class Sources:
-    """The source text of past runs where tracebacks look for it, bounded."""
-
-    def __init__(self) -> None:
-        self._kept = deque()  # type: Deque[Tuple[str, int]]
-        self._size = 0
-
-    def add(self, name: str, code: str) -> None:
-        _sources[name] = (len(code), None, [line + "\n" for line in code.split("\n")], name)
-        self._kept.append((name, len(code)))
-        self._size += len(code)
-        while self._size > SOURCE_BYTES and len(self._kept) > 1:
-            name, size = self._kept.popleft()
-            self._size -= size
-            _sources.pop(name, None)
+_control = _load("control", _read_source("control"))
+_streams = _load("streams", _read_source("streams"))
+_hooks = _load("hooks", _read_source("hooks"))
+_tracebacks = _load("tracebacks", _read_source("tracebacks"))
+_HELD = [number for number in _control.SIGNALS if number != _SIGINT]
 
 
 class Host:
     """Serves one shim for ever; the runs' names live in a `__main__` module of their own."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: "Any") -> None:
         self._control = control
         self._pid = _getpid()
-        self._streams = Streams()
-        self._sources = Sources()
+        self._streams = _streams.Streams(control)
+        self._sources = _tracebacks.Sources()
         self._loop = None  # type: Any
         self._futures = 0
         self._armed = False
+        self._configurable = True
+        self._display = self._completer = self._figures = None  # type: Any
         self._module = types.ModuleType("__main__")
         vars(self._module)["__builtins__"] = builtins
         _modules["__main__"] = self._module
-        vars(builtins)["input"] = _no_input
+        vars(builtins)["input"] = _hooks.named("input", self._streams.read_line)
+        sys.displayhook = self._show
+        actions = {"getpass": self._import_getpass, "matplotlib": _hooks.import_matplotlib}
+        sys.meta_path.insert(0, _hooks.Finder(actions, {_hooks.FIGURES: self._import_figures}))
         _set_handler(_SIGINT, self._on_interrupt)
 
-    def serve(self) -> None:
+    def serve(self) -> "NoReturn":
         self._control.ready()
         while True:
             message = self._control.receive()
             if message is None:
                 _exit(0)
-            number = message["run"]
-            exit_code, interrupted = self._run(number, message["code"])
-            if _getpid() != self._pid:  # user code forked, and its child came back here
-                _flush(self._streams.out)
-                _flush(self._streams.err)
-                _exit(exit_code & 0xFF)
-            self._streams.end()
-            self._restore_interpreter()
-            self._control.done(number, exit_code, interrupted)
+            if "run" in message:
+                number = message["run"]
+                exit_code, interrupted = self._run(number, message["code"])
+                self._after_user_code(exit_code)
+                self._control.done(number, exit_code, interrupted)
+            elif "complete" in message:
+                matches = self._complete(message["code"], message["cursor"])
+                self._after_user_code(0)
+                self._control.completions(message["complete"], matches)
+            elif "configure" in message and self._configurable:
+                _load("environment").configure(message["configure"])
 
     def _run(self, number: int, code: str) -> "Tuple[int, bool]":
         """Run the code; return its exit code and whether KeyboardInterrupt ended it."""
-        self._streams.begin()
-        _set_mask(_SIG_SETMASK, ())  # also lets a late interrupt of the last run go by
-        _set_handler(_SIGINT, self._on_interrupt)
-        self._armed = True
         try:
+            self._before_user_code()
             self._execute(number, code)
         except BaseException as error:  # user code raises what it likes
             self._armed = False
+            _hold_signals()
             return self._report(error)
         self._armed = False
+        _hold_signals()
         return 0, False
+
+    def _before_user_code(self) -> None:
+        self._configurable = False
+        self._streams.begin()
+        _set_handler(_SIGINT, self._on_interrupt)
+        _set_mask(_SIG_SETMASK, ())  # a late interrupt of the last run goes by here
+        self._control.interrupted = False
+        self._armed = True
+
+    def _after_user_code(self, exit_code: int) -> None:
+        if _getpid() != self._pid:  # user code forked, and its child came back here
+            self._streams.flush_all()
+            _exit(exit_code & 0xFF)
+        self._control.over()
+        self._streams.end()
+        self._restore_interpreter()
+
+    def _complete(self, code: str, cursor: int) -> "List[str]":
+        try:
+            self._before_user_code()
+            matches = self._matches(code, cursor)
+        except BaseException:  # attributes are user code
+            matches = []
+        self._armed = False
+        _hold_signals()
+        return matches
+
+    def _matches(self, code: str, cursor: int) -> "List[str]":
+        if self._completer is None:
+            self._completer = _load("completion").Completer(
+                vars(self._module), vars(builtins), _modules, _listdir, monotonic
+            )
+        matches = self._completer.matches(code, cursor)  # type: List[str]
+        return matches
 
     def _execute(self, number: int, code: str) -> None:
         self._control.began(number)
@@ -313,17 +195,24 @@ class Host:
         for future in FUTURES:
             self._futures |= body.co_flags & future
         shown = None if last is None else compile(last, name, "eval", flags | self._futures, True)
-        self._evaluate(body)
-        if shown is not None:
-            value = self._evaluate(shown)
-            getattr(sys, "displayhook", _displayhook)(value)
+        try:
+            self._evaluate(body)
+            if shown is not None:
+                value = self._evaluate(shown)
+                getattr(sys, "displayhook", self._show)(value)
+        finally:
+            if self._figures is not None and self._control.serves_this_run():
+                self._figures.show()
 
     def _on_interrupt(self, signum: int, frame: "Optional[types.FrameType]") -> None:
         """Interrupt user code; never the host on its way in or out, wherever the signal finds it."""
         if not self._armed:
             return
-        while frame is not None and frame.f_code.co_filename == _FILE:
-            if frame.f_code is _EXECUTE:
+        while frame is not None and frame.f_code.co_filename in _OURS:
+            if frame.f_code is _UNDISTURBED:
+                self._control.interrupted = True
+                return
+            if frame.f_code in _INTERRUPTIBLE:
                 break
             if frame.f_code is _SERVE:
                 return
@@ -356,14 +245,22 @@ class Host:
         if isinstance(error, SystemExit):
             return self._exit_code(error.code), False
         interrupted = isinstance(error, KeyboardInterrupt)
-        trace = _without_our_frames(error.__traceback__)
-        sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
+        self._print(error)
+        return (INTERRUPTED if interrupted else 1), interrupted
+
+    def _print(self, error: BaseException) -> None:
+        """Print a traceback.  The exception's text is user code, and so may be what prints it."""
         try:
-            _print_exception(type(error), error.with_traceback(trace), trace, file=self._stderr())
-        except BaseException as trouble:  # its text is user code, and so may be what prints it
+            _tracebacks.clean(error, _OURS)
+            sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+            vars(sys)["last_exc"] = error
+            self._armed = True
+            _print_exception(type(error), error, error.__traceback__, file=self._stderr())
+            self._armed = False
+        except BaseException as trouble:
+            self._armed = False
             names = type(error).__name__, type(trouble).__name__
             self._our_stderr().write("%s (its text cannot be shown: %s)\n" % names)
-        return (INTERRUPTED if interrupted else 1), interrupted
 
     def _exit_code(self, code: object) -> int:
         if code is None:
@@ -381,10 +278,9 @@ class Host:
         closed = getattr(theirs, "closed", False) if theirs is not self._streams.err else True
         return theirs if hasattr(theirs, "write") and not closed else self._our_stderr()
 
-    def _our_stderr(self) -> io.TextIOWrapper:
-        if _is_closed(self._streams.err):
-            self._streams.err = _writer(2)
-        return self._streams.err
+    def _our_stderr(self) -> "io.TextIOWrapper":
+        ours = self._streams.writable_stderr()  # type: io.TextIOWrapper
+        return ours
 
     def _restore_interpreter(self) -> None:
         _settrace(None)
@@ -393,54 +289,105 @@ class Host:
             _setrecursionlimit(RECURSION_LIMIT)
         _modules["__main__"] = self._module
 
+    # -- what runs show, and what they import
 
-_EXECUTE = Host._execute.__code__
-_SERVE = Host.serve.__code__
-
-
-def _without_our_frames(trace: "Optional[types.TracebackType]") -> "Optional[types.TracebackType]":
-    """Cut what runs user code off the head of a traceback, and our own functions out of the rest."""
-    start = trace
-    while start is not None and not start.tb_frame.f_code.co_filename.startswith("<run-"):
-        start = start.tb_next
-    if start is None:  # nothing of the run in it: a SyntaxError, or an interrupt at an await
-        start = trace
-        while start is not None and start.tb_frame.f_code.co_filename == _FILE:
-            start = start.tb_next
-    here = start
-    while here is not None:
-        following = here.tb_next
-        if following is not None and following.tb_frame.f_code.co_filename == _FILE and _WRITABLE_TRACEBACKS:
-            here.tb_next = following.tb_next
+    def _show(self, value: object) -> None:
+        """The displayhook."""
+        if value is None:
+            return
+        try:
+            shown = any([hasattr(type(value), name) for name in _RICH]) and self._show_rich(value)
+        except Exception as error:  # of theirs: the text is still there
+            self._print_inside(error)
+            shown = False
+        if shown:
+            vars(builtins)["_"] = value
         else:
-            here = following
-    return start
+            _displayhook(value)
+
+    def _show_rich(self, value: object) -> bool:
+        if not self._control.serves_this_run():
+            return False
+        if self._display is None:
+            self._display = _load("display")
+        rich = self._display.rich(value)
+        if rich is not None:
+            self._emit(*rich)
+        return rich is not None
+
+    def _emit(self, kind: str, data: "Any") -> None:
+        if self._display is None:
+            self._display = _load("display")
+        stream, text = self._display.payload(kind, data, b2a_base64)
+        if text is None:
+            sys.stdout.write(self._display.too_large(kind))
+        else:
+            self._streams.flush_all()
+            self._control.display(stream, text)
+
+    def _print_inside(self, error: Exception) -> None:
+        """Print a traceback from within a run."""
+        _tracebacks.clean(error, _OURS)
+        _print_exception(type(error), error, error.__traceback__, file=self._stderr())
+
+    def _import_getpass(self, module: "Any", execute: "Callable[[Any], None]") -> None:
+        execute(module)
+        read_line = self._streams.read_line
+
+        def getpass(prompt: object = "Password: ", stream: object = None, **options: object) -> str:
+            line = read_line(prompt, True)  # type: str
+            return line
+
+        module.getpass = _hooks.named("getpass", getpass)
+
+    def _import_figures(self, module: "Any") -> None:
+        module.emit = lambda png: self._emit("image/png", png)
+        _fill(module, _LATER["figures"])
+        self._figures = module
 
 
-def _no_input(prompt: object = "") -> str:
-    """Stands in for input(): there is nobody to ask."""
-    text = str(prompt)
-    if text:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    raise EOFError("this run has no input: input() cannot be answered here")
+_INTERRUPTIBLE = {Host._execute.__code__, Host._matches.__code__, Host._print.__code__}
+_SERVE = Host.serve.__code__
+_UNDISTURBED = _control.Control.undisturbed.__code__
 
 
-def _forget_our_directory() -> None:
-    """Let user code import from its working directory instead of this file's."""
-    ours = os.path.dirname(os.path.realpath(__file__))
-    if sys.path and os.path.realpath(sys.path[0]) == ours:
-        del sys.path[0]
-    sys.path.insert(0, "")
+def _hold_signals() -> None:
+    """What user code does at signals it does in runs only: no exception of it may leave the host."""
+    _set_mask(_SIG_SETMASK, [_SIGINT] + [number for number in _HELD if callable(_get_handler(number))])
 
 
-def main() -> None:
-    _forget_our_directory()
-    control = Control(int(sys.argv.pop()))
+def _reset_signals() -> None:
+    """Undo what the process that we were forked from had set."""
+    for number in _control.SIGNALS:
+        if callable(_get_handler(number)):
+            _set_handler(number, _signal.SIG_DFL)
+    _signal.set_wakeup_fd(-1)
+
+
+def _hide() -> None:
+    """Let user code import from its working directory instead of from here."""
+    for name in [name for name, module in _modules.items() if _is_here(getattr(module, "__file__", None))]:
+        if name != "__main__":
+            _KEPT.append(_modules.pop(name))
+    sys.path[:] = [""] + [entry for entry in sys.path if entry and os.path.realpath(entry) != _FOLDER]
     sys.argv[:] = [""]
-    Host(control).serve()
+
+
+def _is_here(path: object) -> bool:
+    return isinstance(path, str) and os.path.dirname(os.path.realpath(path)) == _FOLDER
+
+
+def serve(control_fd: int) -> "NoReturn":
+    """Serve the shim at the other end of a socket, in this process, which must have a single thread.
+
+    For a process that was forked for this: descriptors 0, 1 and 2 are in place, the session and the account
+    are its own.  Python handlers of signals are reset, and modules of this folder vanish from sys.modules.
+    """
+    _hide()
+    _reset_signals()
+    Host(_control.Control(control_fd)).serve()
 
 
 if __name__ == "__main__":
     # Called from a frame with other globals: before 3.10 frames of one module hand the builtins down.
-    eval("lambda function: function()", {})(main)
+    eval("lambda function, fd: function(fd)", {})(serve, int(sys.argv.pop()))

@@ -1,0 +1,227 @@
+"""Making shims: what each is given of this machine, and how that is found again and taken back.
+
+A shim has a *place*: a token that names its socket and marks its processes, and as root an account of its
+own. ``spec.json`` in its scratch folder tells the shim all about it, and later agents too.
+"""
+
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib.resources import files
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import attrs
+import trio
+
+from ...shim.failpoint import failpoint
+from ...wire.rpc import KernelSpec
+from ..accounts import Account, AccountBook, NoAccountLeft, kill_all_of
+from ..environ import guest_environ, kernel_environ
+from ..images import LocalImage
+from ..inotify import wait_for_file
+from ..processes import Process, command_lines, environment_of, held, owner_of
+from ..scratch import Scratch, read_json, tail, write_json, write_private
+from .interface import Shim, StartFailed
+
+log = logging.getLogger(__name__)
+
+#: Seconds from the shim's start until it must serve its socket.
+SHIM_TIMEOUT = 15.0
+#: Seconds for what a kernel left running to die after SIGKILL.
+CLEAR_TIMEOUT = 5.0
+#: A shim without an agent ends its kernel and itself after so many seconds; one that nobody has used sooner.
+LEASH = 3600.0
+UNUSED_LEASH = 60.0
+RUN_LOG_BYTES = 64 << 20
+
+_SHIM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from backendai_mgr.shim.main import main; main(sys.argv[2])"
+)
+_PACKAGE_ROOT = Path(__file__).resolve().parents[3]
+_SHIM_ENVIRON = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+#: In the guest's environment: tells its stray processes.
+_MARK = "BACKENDAI_PLACE"
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """What one shim has of this machine. ``account`` None: the agent's own."""
+
+    token: str
+    socket: Path
+    account: Account | None
+
+    @property
+    def mark(self) -> str:
+        """In the environment of its processes, as ``NAME=value``."""
+        return f"{_MARK}={self.token}"
+
+
+class ShimMaker:
+    """Makes shims below one data directory."""
+
+    def __init__(
+        self, data_dir: Path, sockets: Path, book: AccountBook | None, failpoints: str | None
+    ) -> None:
+        self._sockets = sockets
+        self._guest = publish_inside(data_dir) / "guest.py"
+        self._book = book
+        self._failpoints = failpoints
+
+    # -- places
+
+    def place(self, scratch: Scratch, account: Account | None = None) -> Place:
+        """A new place for the shim of this folder; with an *account* that it has already. `StartFailed`."""
+        token = token_hex(8)
+        if account is None and self._book is not None:
+            try:
+                account = self._book.take(scratch.root)
+            except NoAccountLeft as error:
+                raise StartFailed(str(error)) from error
+        if account is not None:
+            os.chown(scratch.work, account.uid, account.gid)
+        return Place(token=token, socket=self._sockets / token, account=account)
+
+    def find(self, scratch: Scratch) -> Place | None:
+        """The place of a shim that an earlier agent made there."""
+        match read_json(scratch.spec_file):
+            case {"token": str(token), "uid": uid}:
+                account = self._book.keep(uid, scratch.root) if self._book and uid is not None else None
+                return Place(token=token, socket=self._sockets / token, account=account)
+        return None
+
+    def move(self, place: Place, old: Path, new: Path) -> None:
+        """Rename the folder of a place; its account goes with it."""
+        if place.account is not None and self._book is not None:
+            self._book.move(place.account, old, new)
+        else:
+            old.rename(new)
+
+    def leave(self, place: Place, folder: Path) -> None:
+        """The folder is gone: what was set aside for it can be given to others."""
+        if place.account is not None and self._book is not None:
+            self._book.give_back(place.account, folder)
+
+    # -- shims
+
+    def describe(self, place: Place, scratch: Scratch, image: LocalImage, spec: KernelSpec | None) -> None:
+        """Write ``spec.json``: of this kernel, or of one that nobody has asked for yet."""
+        content = {
+            "token": place.token,
+            "kernel_id": None if spec is None else str(spec.kernel_id),
+            "incarnation": None if spec is None else spec.incarnation,
+            "socket": str(place.socket),
+            "argv": [image.interpreter, str(self._guest), "python"],
+            "env": guest_environ(spec, place.mark),
+            "cwd": "work",
+            "uid": place.account and place.account.uid,
+            "gid": place.account and place.account.gid,
+            "setup": None if spec is None else self._setup(spec, scratch, image),
+            "mark": place.mark,
+            "leash": UNUSED_LEASH if spec is None else LEASH,
+            "limits": {"run_log_bytes": RUN_LOG_BYTES},
+            "failpoints": self._failpoints,
+        }
+        write_json(scratch.spec_file, content)
+
+    def _setup(self, spec: KernelSpec, scratch: Scratch, image: LocalImage) -> Mapping[str, Any]:
+        return {"env": kernel_environ(spec, image, str(scratch.work)), "limits": {}}
+
+    async def start(self, place: Place, scratch: Scratch) -> Shim:
+        """Start the shim that ``spec.json`` describes; returns when its socket is served. `StartFailed`."""
+        failpoint("kernel.after_scratch")
+        argv = [sys.executable, "-I", "-S", "-c", _SHIM, str(_PACKAGE_ROOT), str(scratch.root)]
+        process = Process.spawn(argv, _SHIM_ENVIRON, stderr=scratch.shim_errors)
+        failpoint("kernel.after_shim_spawned")
+        return await self._when_up(process, scratch, place.socket)
+
+    async def adopt(self, place: Place, scratch: Scratch) -> Shim | None:
+        """The living shim that an earlier agent started there; None when there is none."""
+        match read_json(scratch.shim_file):
+            case {"pid": int(pid), "start_time": int(started)}:
+                process = Process.hold(pid, started)
+                return None if process is None else Shim(process, place.socket)
+        for pid, argv in command_lines():  # it may not have come so far yet
+            if argv[-1:] == [str(scratch.root)] and _SHIM in argv and (process := Process.hold(pid)):
+                try:
+                    return await self._when_up(process, scratch, place.socket)
+                except StartFailed:
+                    return None
+        return None
+
+    async def clear(self, place: Place) -> None:
+        """Kill whatever may have been left running when the shim has gone."""
+        place.socket.unlink(missing_ok=True)
+        with trio.move_on_after(CLEAR_TIMEOUT) as scope:
+            while strays := self._strays(place):
+                if place.account is not None:
+                    await kill_all_of(place.account)  # at once, so that none can start another in time
+                with ExitStack() as stack:
+                    for process in strays:
+                        stack.enter_context(held(process)).kill()
+                    for process in strays:
+                        await process.wait()
+        if scope.cancelled_caught:
+            log.error("processes of %s cannot be killed", place.mark)
+
+    def _strays(self, place: Place) -> list[Process]:
+        found = []
+        for pid, _ in command_lines():
+            if place.account is None:
+                is_its = place.mark in environment_of(pid)
+            else:
+                is_its = owner_of(pid) == place.account.uid
+            if is_its and (process := Process.hold(pid)):
+                found.append(process)
+        return found
+
+    async def _when_up(self, process: Process, scratch: Scratch, socket: Path) -> Shim:
+        """The shim once it serves its socket; kills it when that does not come about."""
+        try:
+            with trio.move_on_after(SHIM_TIMEOUT):
+                await _first(process.wait, lambda: wait_for_file(scratch.shim_file))
+                if scratch.shim_file.exists() and process.alive:
+                    return Shim(process, socket)
+                raise StartFailed(f"the shim ended at once: {tail(scratch.shim_errors) or 'it said nothing'}")
+            raise StartFailed(f"the shim did not come up within {SHIM_TIMEOUT:g} s")
+        except BaseException:
+            process.kill()
+            with trio.move_on_after(5, shield=True):
+                await process.wait()
+            process.close()
+            raise
+
+
+def publish_inside(data_dir: Path) -> Path:
+    """Put what runs inside of kernels where their accounts can read it, which the package may not be.
+
+    Returns the folder; its name tells its content, so that living kernels keep theirs.
+    """
+    modules = [item for item in files("backendai_mgr.shim.inside").iterdir() if item.name.endswith(".py")]
+    contents = {item.name: item.read_bytes() for item in modules}
+    digest = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()
+    folder = data_dir / "inside" / digest[:16]
+    for level in (folder.parent, folder):
+        level.mkdir(exist_ok=True)
+        level.chmod(0o755)
+    for name, content in contents.items():
+        if not (folder / name).exists():
+            write_private(folder / name, content, 0o644)
+    return folder
+
+
+async def _first(*waits: Any) -> None:
+    """Until one of the waits is over."""
+    async with trio.open_nursery() as nursery:
+
+        async def run(wait: Any) -> None:
+            await wait()
+            nursery.cancel_scope.cancel()
+
+        for wait in waits:
+            nursery.start_soon(run, wait)

@@ -1,0 +1,144 @@
+"""What the shim and the processes of its kernel say to each other, as calls."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from backendai_mgr.shim.framing import BadMessage
+from backendai_mgr.shim.guest import INTERPRETER, Channel, Guest
+
+MAX_MATCHES = 1000  # completions
+_JSON_STREAMS = ("media", "html")
+
+
+class Listener(Protocol):
+    """Told what happens inside of the kernel.  Any of it may be untrue: user code can write there too."""
+
+    def ready(self) -> None: ...
+    def began(self, number: int) -> None: ...
+    def done(self, number: int, exit_code: int, interrupted: bool) -> None: ...
+    def asked(self, prompt: int, is_password: bool) -> None: ...
+    def displayed(self, stream: str, item: Any) -> None: ...
+    def executed(self, command: int, status: int) -> None:
+        """A command has ended, with this wait status."""
+
+    def reads(self, command: int) -> None:
+        """A command waits for input."""
+
+    def exited(self, status: int) -> None:
+        """The interpreter has ended, with this wait status."""
+
+    def broken(self, *, at_once: bool) -> None:
+        """A socket has come to its end, usually because its process died; or nonsense came from it."""
+
+
+class Conversation:
+    def __init__(self, selector: selectors.BaseSelector, guest: Guest, listener: Listener) -> None:
+        self._selector = selector
+        self._guest = guest
+        self._listener = listener
+        self._numbers = INTERPRETER
+        self._completing: dict[int, Callable[[list[str]], None]] = {}
+        self._closed = False
+        for channel, heard in (guest.control, self._guest_says), (guest.interpreter, self._interpreter_says):
+            ready = partial(self._ready, channel, heard)
+            selector.register(channel.socket, selectors.EVENT_READ, ready)
+
+    def close(self) -> None:
+        self._closed = True
+        for channel in self._guest.control, self._guest.interpreter:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(channel.socket)
+        self.give_up_completing()
+
+    # -- to the kernel
+
+    def configure(self, env: dict[str, str], limits: dict[str, int]) -> None:
+        self._send(self._guest.control, {"configure": {"env": env, "limits": limits}})
+        self._send(self._guest.interpreter, {"configure": {"env": env}})
+
+    def run(self, number: int, code: str) -> None:
+        self._send(self._guest.interpreter, {"run": number, "code": code})
+
+    def execute(self, line: str, stdin: str | None) -> int:
+        """Execute a command line; return its number.  Without *stdin* it can be fed."""
+        self._numbers += 1
+        self._send(self._guest.control, {"execute": self._numbers, "line": line, "stdin": stdin})
+        return self._numbers
+
+    def answer(self, prompt: int, text: str | None) -> None:
+        self._send(self._guest.interpreter, {"input": prompt, "text": text})
+
+    def feed(self, command: int, text: str | None) -> None:
+        self._send(self._guest.control, {"feed": command, "text": text})
+
+    def signal(self, command: int, number: int) -> None:
+        self._send(self._guest.control, {"signal": number, "to": command})
+
+    def complete(self, code: str, cursor: int, answer: Callable[[list[str]], None]) -> None:
+        self._numbers += 1
+        self._completing[self._numbers] = answer
+        self._send(self._guest.interpreter, {"complete": self._numbers, "code": code, "cursor": cursor})
+
+    def give_up_completing(self) -> None:
+        waiting, self._completing = self._completing, {}
+        for answer in waiting.values():
+            answer([])
+
+    def _send(self, channel: Channel, message: dict[str, Any]) -> None:
+        if channel.send(message):
+            key = self._selector.get_key(channel.socket)
+            self._selector.modify(channel.socket, selectors.EVENT_READ | selectors.EVENT_WRITE, key.data)
+
+    # -- from the kernel
+
+    def _ready(self, channel: Channel, heard: Callable[[dict[str, Any]], None], events: int) -> None:
+        if self._closed:  # since the selector looked
+            return
+        if events & selectors.EVENT_WRITE and not channel.flush():
+            key = self._selector.get_key(channel.socket)
+            self._selector.modify(channel.socket, selectors.EVENT_READ, key.data)
+        if not events & selectors.EVENT_READ:
+            return
+        try:
+            messages = channel.receive()
+            if messages is None:
+                self._selector.unregister(channel.socket)
+                self._listener.broken(at_once=False)
+                return
+            for message in messages:
+                if not self._closed:
+                    heard(message)
+        except BadMessage:
+            self._listener.broken(at_once=True)
+
+    def _guest_says(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"ready": True}:
+                self._listener.ready()
+            case {"exited": 0, "status": int(status)}:
+                self._listener.exited(status)
+            case {"exited": int(command), "status": int(status)}:
+                self._listener.executed(command, status)
+            case {"reads": int(command)}:
+                self._listener.reads(command)
+
+    def _interpreter_says(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"ready": True}:
+                self._listener.ready()
+            case {"began": int(number)}:
+                self._listener.began(number)
+            case {"done": int(number), "exit_code": int(exit_code), "interrupted": bool(interrupted)}:
+                self._listener.done(number, exit_code, interrupted)
+            case {"prompt": int(prompt), "is_password": bool(is_password)}:
+                self._listener.asked(prompt, is_password)
+            case {"display": str(stream), "data": str(data)} if stream in _JSON_STREAMS:
+                self._listener.displayed(stream, data)
+            case {"completions": int(number), "matches": list(matches)}:
+                if answer := self._completing.pop(number, None):
+                    answer([str(match) for match in matches[:MAX_MATCHES]])

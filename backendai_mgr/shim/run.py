@@ -1,0 +1,178 @@
+"""One run of a kernel: what was asked for, how far it has come, and how its request is checked."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple, TypedDict
+
+STEPS = ("clean", "build", "exec")
+_RUN_ID_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+
+
+class RunState(enum.StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING_INPUT = "waiting-input"
+    FINISHED = "finished"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+    @property
+    def ended(self) -> bool:
+        return self in _ENDED
+
+
+_ENDED = frozenset({RunState.FINISHED, RunState.TIMEOUT, RunState.CANCELLED, RunState.LOST})
+
+
+class Refused(Exception):
+    """A request that changes nothing; `code` is one of the protocol's error codes."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Instant(NamedTuple):
+    wall: float
+    mono: float
+
+
+class Prompt(TypedDict):
+    """What a run asks for.  `offset` of its record in the log names it."""
+
+    offset: int
+    is_password: bool
+
+
+class RunStatus(TypedDict):
+    """A run as every hop tells it.  Times are unix seconds; `end_offset` counts the bytes logged so far.
+
+    `step` is the one that is being executed, `step_end` the offset after the record of the last that ended.
+    """
+
+    run_id: str
+    incarnation: int
+    digest: str
+    mode: str
+    state: str
+    exit_code: int | None
+    reason: str
+    end_offset: int
+    queued_at: float
+    started_at: float | None
+    ended_at: float | None
+    step: str | None
+    step_end: int
+    prompt: Prompt | None
+
+
+class Order(NamedTuple):
+    """A validated request to start a run.  `timeout` in seconds, counted from when it starts running.
+
+    `steps` are the command lines of a batch run, None for those that are skipped.
+    """
+
+    run_id: str
+    incarnation: int
+    digest: str
+    mode: str
+    code: str
+    timeout: float | None
+    steps: tuple[str | None, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Characters that are kept while it waits."""
+        return len(self.code) + sum(len(line or "") for line in self.steps)
+
+
+class Run:
+    """One run.  `number` counts the runs of this kernel in the order of arrival."""
+
+    def __init__(self, order: Order, number: int, queued_at: float) -> None:
+        self.order: Order | None = order  # None when it has ended
+        self.run_id = order.run_id
+        self.incarnation = order.incarnation
+        self.digest = order.digest
+        self.mode = order.mode
+        self.number = number
+        self.state = RunState.QUEUED
+        self.exit_code: int | None = None
+        self.reason = ""
+        self.end_offset = 0
+        self.queued_at = queued_at
+        self.started_at: float | None = None
+        self.ended_at: float | None = None
+        self.step: int | None = None  # index into STEPS
+        self.step_end = 0
+        self.asked: int | None = None  # the interpreter's number of the prompt that waits
+        self.prompt: Prompt | None = None
+        self.cursor = 0
+        self.began = False  # it is in user code: an interrupt will reach it
+        self.interrupt_asked = False
+        self.over_limit = False
+        self.limit_at: float | None = None
+        self.kill_at: float | None = None
+
+    @classmethod
+    def ended(cls, status: RunStatus) -> Run:
+        """A run of the past, as its status was written."""
+        order = Order(status["run_id"], status["incarnation"], status["digest"], status["mode"], "", None)
+        run = cls(order, 0, status["queued_at"])
+        run.order = None
+        run.state = RunState(status["state"])
+        run.exit_code, run.reason = status["exit_code"], status["reason"]
+        run.end_offset, run.step_end = status["end_offset"], status.get("step_end", 0)
+        run.started_at, run.ended_at = status["started_at"], status["ended_at"]
+        return run
+
+    def status(self) -> RunStatus:
+        return {
+            "run_id": self.run_id,
+            "incarnation": self.incarnation,
+            "digest": self.digest,
+            "mode": self.mode,
+            "state": self.state.value,
+            "exit_code": self.exit_code,
+            "reason": self.reason,
+            "end_offset": self.end_offset,
+            "queued_at": self.queued_at,
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "step": None if self.step is None else STEPS[self.step],
+            "step_end": self.step_end,
+            "prompt": self.prompt,
+        }
+
+
+def parse_order(request: dict[str, Any]) -> Order:
+    """Check a start request field by field.  Raises Refused: bad-request."""
+    run_id, incarnation = request.get("run_id"), request.get("incarnation")
+    digest, spec = request.get("digest"), request.get("spec")
+    if not (isinstance(run_id, str) and is_run_id(run_id)):
+        raise Refused("bad-request", "run_id must be 1 to 64 letters, digits, '.', '_' or '-'")
+    if not isinstance(incarnation, int) or isinstance(incarnation, bool):
+        raise Refused("bad-request", "incarnation must be an integer")
+    if not (isinstance(digest, str) and 0 < len(digest) <= 128 and digest.isalnum() and digest.isascii()):
+        raise Refused("bad-request", "digest must be hexadecimal")
+    if not isinstance(spec, dict):
+        raise Refused("bad-request", "spec must be an object")
+    mode, code, timeout = spec.get("mode"), spec.get("code"), spec.get("timeout")
+    if mode not in ("query", "batch"):
+        raise Refused("bad-request", "mode must be query or batch")
+    if not isinstance(code, str):
+        raise Refused("bad-request", "code must be text")
+    if timeout is not None:
+        if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < 1e9:
+            raise Refused("bad-request", "timeout must be a positive number of seconds")
+        timeout = float(timeout)
+    steps = tuple(spec.get(step) for step in STEPS) if mode == "batch" else ()
+    if not all(line is None or (isinstance(line, str) and "\0" not in line) for line in steps):
+        raise Refused("bad-request", f"{', '.join(STEPS)} must be command lines")
+    return Order(run_id, incarnation, digest, mode, code, timeout, steps)
+
+
+def is_run_id(text: str) -> bool:
+    return 0 < len(text) <= 64 and _RUN_ID_LETTERS.issuperset(text)
