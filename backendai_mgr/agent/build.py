@@ -73,7 +73,13 @@ async def run_agent(
     # Kept and raised below: on its way out of the nurseries it would be wrapped in exception groups.
     refused: OSError | None = None
     async with (
-        open_registry(store, backend, offered, session_lifetime=config.session_lifetime) as registry,
+        open_registry(
+            store,
+            backend,
+            offered,
+            session_lifetime=config.session_lifetime,
+            upload_size=config.upload_size,
+        ) as registry,
         trio.open_nursery() as nursery,
     ):
         serve = partial(

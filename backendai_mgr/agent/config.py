@@ -15,6 +15,7 @@ from ..runtime.paths import default_data_dir
 _RESERVED_MEM = ByteSize(256 << 20)
 _REPORT_INTERVAL = Seconds(3.0)
 _RUN_OUTPUT = ByteSize(64 << 20)
+_UPLOAD_SIZE = ByteSize(1 << 30)
 _NO_LIMIT = Seconds(0.0)
 _AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", re.ASCII)
 
@@ -80,6 +81,8 @@ class AgentConfig:
     cpu_overcommit: float = attrs.field(default=1.0, validator=_between(0.01, 1000))
     #: Memory kept for the system and not offered to kernels.
     reserved_mem: ByteSize = _RESERVED_MEM
+    #: The largest file that may be uploaded to a session.
+    upload_size: ByteSize = _UPLOAD_SIZE
     #: A session ends so long after its kernel was started; 0 for no limit.
     session_lifetime: Seconds = _NO_LIMIT
     #: Folder of image manifests; None for those that come with the package.

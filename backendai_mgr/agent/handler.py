@@ -9,6 +9,7 @@ from uuid import UUID
 
 import attrs
 
+from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import KernelSpec, RunSpec, RunStatus, Started
@@ -21,6 +22,23 @@ class Chunk:
     records: Sequence[Record]
     next_offset: int
     run: RunStatus
+
+
+class Files(Protocol):
+    """The files of one kernel's work folder. Paths are relative, or below ``/home/work``."""
+
+    async def list(self, path: str) -> Listing: ...
+
+    async def read(self, path: str, offset: int, max_bytes: int) -> FilePiece: ...
+
+    async def write(self, path: str, upload: str, offset: int, data: bytes, *, final: bool) -> None:
+        """A piece of an upload; with *final* the file is put in place. May be repeated."""
+
+    async def archive(self, path: str, max_bytes: int) -> bytes:
+        """A tar file of a file or a folder."""
+
+    async def log(self, before: LogPlace | None, max_bytes: int) -> LogPiece:
+        """The newest of what the kernel and its runs wrote, before a place."""
 
 
 class Handler(Protocol):
@@ -38,6 +56,8 @@ class Handler(Protocol):
     async def create_kernel(self, spec: KernelSpec) -> KernelReport: ...
 
     async def destroy_kernel(self, kernel_id: UUID, incarnation: int, reason: str) -> None: ...
+
+    def files(self, kernel_id: UUID) -> Files: ...
 
     async def start_run(
         self, kernel_id: UUID, incarnation: int, run_id: str, digest: str, spec: RunSpec

@@ -113,9 +113,26 @@ class Calls:
                     call.kernel_id, call.run_id, wait=call.wait, max_bytes=call.max_bytes
                 )
                 return _polled(chunk)
+            case calls.FileCall() | calls.ReadLog():
+                return await self._on_files(call)
             case calls.MakeReport(epoch=epoch):
                 self._fence.check(epoch)
                 return handler.make_report()
+        raise _UnknownMethod(call.method)
+
+    async def _on_files(self, call: calls.FileCall | calls.ReadLog) -> Any:
+        files = self._handler.files(call.kernel_id)
+        match call:
+            case calls.ListFiles():
+                return await files.list(call.path)
+            case calls.ReadFile():
+                return await files.read(call.path, call.offset, call.max_bytes)
+            case calls.WriteFile():
+                return await files.write(call.path, call.upload, call.offset, call.data, final=call.final)
+            case calls.ArchiveFile():
+                return await files.archive(call.path, call.max_bytes)
+            case calls.ReadLog():
+                return await files.log(call.before, call.max_bytes)
         raise _UnknownMethod(call.method)
 
     def _reply(self, peer: bytes, reply: Message) -> None:

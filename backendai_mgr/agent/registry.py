@@ -22,6 +22,7 @@ from ..wire.reports import KernelReport, Report
 from ..wire.rpc import AgentRefusal, KernelSpec, RunSpec, RunStatus, Started
 from . import capacity
 from .backends.interface import Backend, Shim
+from .files import UPLOAD_SIZE, FileAccess, KernelFiles
 from .handler import Chunk
 from .kernel import Kernel
 from .runs import KernelRuns
@@ -50,6 +51,7 @@ class KernelRegistry:
         *,
         boot: str,
         clock: Callable[[], float],
+        upload_size: int = UPLOAD_SIZE,
         session_lifetime: float = 0.0,
     ) -> None:
         self._store = store
@@ -60,6 +62,7 @@ class KernelRegistry:
         self._clock = clock
         self._lifetime = session_lifetime
         self._version = _own_version()
+        self._files = FileAccess(upload_size)
         self._kernels: dict[UUID, Kernel] = {}
         self._seq = 0
         self._changes = 0
@@ -207,6 +210,10 @@ class KernelRegistry:
         self._changed.set()
         self._changed = trio.Event()
 
+    def files(self, kernel_id: UUID) -> KernelFiles:
+        """The files of the kernel's work folder, whatever it does."""
+        return self._files.of(self._kernel_here(kernel_id))
+
     # -- runs
 
     async def start_run(
@@ -234,10 +241,13 @@ class KernelRegistry:
         return await self._runs(kernel_id).poll(run_id, wait, max_bytes)
 
     def _runs(self, kernel_id: UUID) -> KernelRuns:
+        return self._kernel_here(kernel_id).runs
+
+    def _kernel_here(self, kernel_id: UUID) -> Kernel:
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
             raise AgentRefusal("no-such-kernel", f"this agent has no kernel {kernel_id}")
-        return kernel.runs
+        return kernel
 
 
 @asynccontextmanager
@@ -248,6 +258,7 @@ async def open_registry(
     *,
     session_lifetime: float = 0.0,
     clock: Callable[[], float] = time.time,
+    upload_size: int = UPLOAD_SIZE,
 ) -> AsyncIterator[KernelRegistry]:
     """The registry of the kernels in *store*, those of earlier agents adopted; the back end runs meanwhile.
 
@@ -259,7 +270,14 @@ async def open_registry(
         async with trio.open_nursery() as nursery:
             boot = secrets.token_hex(8)
             registry = KernelRegistry(
-                store, backend, offered, nursery, boot=boot, clock=clock, session_lifetime=session_lifetime
+                store,
+                backend,
+                offered,
+                nursery,
+                boot=boot,
+                clock=clock,
+                session_lifetime=session_lifetime,
+                upload_size=upload_size,
             )
             await registry.adopt_all()
             nursery.start_soon(partial(supervise, backend.run, name="the back end"))

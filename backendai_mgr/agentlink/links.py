@@ -11,6 +11,7 @@ from ..domain.ids import AgentId, KernelId
 from ..runtime.zmqsocket import SOCKETS_OF_DEALER, Context, open_context
 from ..wire import calls
 from ..wire.callosum import AgentError, FrameError
+from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import KernelSpec, Output, RunSpec, RunStatus, Started
@@ -169,6 +170,41 @@ class Link:
             max_bytes=min(max_bytes, calls.MAX_OUTPUT),
         )
         return _as_output(await self._call(call))
+
+    # ------------------------------------------------------------ files
+
+    async def list_files(self, kernel_id: KernelId, path: str) -> Listing:
+        """What is in a folder of the work folder, or the file itself."""
+        return _as(Listing, await self._call(calls.ListFiles(kernel_id=kernel_id, path=path)))
+
+    async def read_file(self, kernel_id: KernelId, path: str, *, offset: int, max_bytes: int) -> FilePiece:
+        """At most ``max_bytes`` of a file from ``offset`` on; none past its end."""
+        call = calls.ReadFile(
+            kernel_id=kernel_id, path=path, offset=offset, max_bytes=min(max_bytes, calls.MAX_OUTPUT)
+        )
+        return _as(FilePiece, await self._call(call))
+
+    async def write_file(
+        self, kernel_id: KernelId, path: str, *, upload: str, offset: int, data: bytes, final: bool
+    ) -> None:
+        """A piece (at most 4 MiB) of an upload; with ``final`` the file is put in place. May be repeated."""
+        await self._call(
+            calls.WriteFile(
+                kernel_id=kernel_id, path=path, upload=upload, offset=offset, data=data, final=final
+            )
+        )
+
+    async def archive_file(self, kernel_id: KernelId, path: str, *, max_bytes: int) -> bytes:
+        """A tar file of a file or a folder."""
+        call = calls.ArchiveFile(kernel_id=kernel_id, path=path, max_bytes=min(max_bytes, calls.MAX_OUTPUT))
+        return _as(bytes, await self._call(call))
+
+    async def read_log(self, kernel_id: KernelId, *, before: LogPlace | None, max_bytes: int) -> LogPiece:
+        """The newest of what the kernel and its runs wrote, before a place (None: the end)."""
+        call = calls.ReadLog(kernel_id=kernel_id, before=before, max_bytes=min(max_bytes, calls.MAX_OUTPUT))
+        return _as(LogPiece, await self._call(call))
+
+    # ------------------------------------------------------------ streams
 
     @asynccontextmanager
     async def stream(

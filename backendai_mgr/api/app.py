@@ -12,7 +12,18 @@ from werkzeug.routing import MapAdapter
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from ..domain.errors import InvalidParameters
-from . import accounts, execute, legacy_stream, operations, root, run_stream, runs, sessions
+from . import (
+    accounts,
+    execute,
+    files,
+    legacy_files,
+    legacy_stream,
+    operations,
+    root,
+    run_stream,
+    runs,
+    sessions,
+)
 from .auth import check_version
 from .context import EXTENSION, ApiServices, Installed, Limits, current_message
 from .decoding import INVALID, clean_text
@@ -32,6 +43,8 @@ BLUEPRINTS = (
     execute.blueprint,
     runs.blueprint,
     run_stream.blueprint,
+    files.blueprint,
+    legacy_files.blueprint,
     legacy_stream.blueprint,
     operations.blueprint,
 )
@@ -68,7 +81,9 @@ class Api(QuartTrio):
 
     def __init__(self, services: ApiServices, limits: Limits, metrics: Metrics) -> None:
         super().__init__(__name__, static_folder=None)
-        self.config["MAX_CONTENT_LENGTH"] = limits.code_body_bytes
+        self.config["MAX_CONTENT_LENGTH"] = max(
+            limits.code_body_bytes, limits.multipart_bytes, limits.piece_bytes
+        )
         self.url_map.merge_slashes = False
         self.url_map.redirect_defaults = False
         self.extensions[EXTENSION] = Installed(services, limits, metrics)

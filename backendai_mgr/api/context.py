@@ -12,6 +12,7 @@ from quart import current_app, has_websocket_context, request, websocket
 
 from ..domain.errors import Unavailable
 from ..services.accounts import KeyCache
+from ..services.files import FileService
 from ..services.health import Health
 from ..services.runs import RunService
 from ..services.sessions import SessionService
@@ -33,6 +34,7 @@ class ApiServices:
     keys: KeyCache
     sessions: SessionService
     runs: RunService
+    files: FileService
     health: Health
     registry: CollectorRegistry
     now: Callable[[], datetime]
@@ -47,6 +49,14 @@ class Limits:
     #: Code of a run, as UTF-8; and the body that carries it, in which JSON may escape each byte.
     code_bytes: int = 8 * MIB
     code_body_bytes: int = 16 * MIB + 65536
+    #: Multipart uploads: how many files, and how large each may be (it must be smaller than this).
+    upload_files: int = 20
+    upload_file_bytes: int = MIB
+    #: Downloads as archives: how many, and how large each may be.
+    download_files: int = 5
+    archive_bytes: int = 4 * MIB
+    #: A piece of a file that comes as a raw body.
+    piece_bytes: int = 16 * MIB
     #: Body that nobody wants is read on so far and so long, lest the client misses the reply.
     drain_bytes: int = 64 * MIB
     drain_seconds: float = 10
@@ -56,6 +66,11 @@ class Limits:
     close_seconds: float = 2
     #: The first message of a websocket that begins with one.
     first_message_seconds: float = 30
+
+    @property
+    def multipart_bytes(self) -> int:
+        """The body of a multipart upload, with room for what is around the files."""
+        return self.upload_files * (self.upload_file_bytes + 8192) + 65536
 
 
 @attrs.frozen

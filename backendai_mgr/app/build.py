@@ -19,6 +19,7 @@ from ..domain.ids import AgentId
 from ..services.accounts import KeyCache
 from ..services.agents import AgentKeeper, KeeperConfig
 from ..services.directory import Directory
+from ..services.files import FileService
 from ..services.health import Health
 from ..services.hub import Hub, Wake
 from ..services.reaper import Reaper
@@ -85,6 +86,7 @@ def build(
             keys=keys,
             sessions=SessionService(sessions, keys, hub, architecture=platform.machine(), now=now),
             runs=RunService(directory, links),
+            files=FileService(directory, sessions, keys, links),
             health=health,
             now=now,
             registry=CollectorRegistry(),

@@ -21,6 +21,8 @@ from ..wire.records import Record, from_json
 from .errors import CliError
 
 API_VERSION = "v6.20220315"
+#: What a request without a content type is signed as.
+OCTETS = "application/octet-stream"
 #: Seconds for an ordinary request, and for how long a lost connection is tried again.
 TIMEOUT = 30.0
 PATIENCE = 60.0
@@ -118,11 +120,27 @@ class Client:
         that may be repeated. A manager that never was there is not waited for. *timeout* None waits as long
         as the manager takes to answer.
         """
+        content = b"" if body is None else json.dumps(body).encode()
+        kind = None if body is None else "application/json"
+        response = await self.exchange(method, path, content, kind, timeout=timeout, patience=patience)
+        return response.status_code, _json(response.content)
+
+    async def exchange(
+        self,
+        method: str,
+        path: str,
+        content: bytes = b"",
+        content_type: str | None = None,
+        *,
+        timeout: float | None = TIMEOUT,
+        patience: float = 0.0,
+    ) -> httpx.Response:
+        """The response to a request with a body of any kind; the rest as `call`."""
         backoff = Backoff(first=0.1, longest=2.0)
         until = trio.current_time() + patience
         while True:
             try:
-                response = await self._send(method, path, body, timeout)
+                response = await self._send(method, path, content, content_type, timeout)
                 self._answered = True
                 if response.status_code != 503 or trio.current_time() >= until:
                     break
@@ -132,32 +150,31 @@ class Client:
                     raise Away(self.target.endpoint, sent=not unsent) from error
                 self._answered = self._answered or not unsent
             await trio.sleep(backoff.after(0.0))
-        parsed = _json(response.content)
         if not response.is_success:
+            parsed = _json(response.content)
             raise ApiError(response.status_code, parsed if isinstance(parsed, dict) else {})
-        return response.status_code, parsed
+        return response
 
-    async def _send(self, method: str, path: str, body: Any, timeout: float | None) -> httpx.Response:
-        content = b"" if body is None else json.dumps(body).encode()
+    async def _send(
+        self, method: str, path: str, content: bytes, content_type: str | None, timeout: float | None
+    ) -> httpx.Response:
         request = self._http.build_request(
             method,
             self.target.endpoint + path,
             content=content,
             timeout=httpx.Timeout(timeout, connect=_CONNECT),
         )
-        if body is not None:
-            request.headers["Content-Type"] = "application/json"
-        content_type = "application/json" if body is not None else "application/octet-stream"
-        request.headers.update(
-            self._signed(method, request.url.raw_path.decode(), request.headers["Host"], content_type)
-        )
+        if content_type is not None:
+            request.headers["Content-Type"] = content_type
+        target, host = request.url.raw_path.decode(), request.headers["Host"]
+        request.headers.update(self._signed(method, target, host, content_type or OCTETS))
         return await self._http.send(request)
 
     @asynccontextmanager
     async def frames(self, path: str, **query: Any) -> AsyncIterator[Frames]:
         """The frames of a stream, from a websocket that is open inside."""
         url = httpx.URL(f"{self.target.endpoint}{path}?{urlencode(query)}")
-        headers = self._signed("GET", url.raw_path.decode(), url.netloc.decode(), "application/octet-stream")
+        headers = self._signed("GET", url.raw_path.decode(), url.netloc.decode(), OCTETS)
         # The library leaves the stream open when the manager closes first, so it is ours.
         async with await _connect(url) as stream, _nursery() as nursery:
             websocket = await _upgrade(nursery, stream, url, headers)

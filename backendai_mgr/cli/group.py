@@ -21,6 +21,8 @@ _COMMANDS = {
     "rm": _Entry("sessions", "End sessions."),
     "restart": _Entry("sessions", "Start a session anew, in its old folder."),
     "why": _Entry("sessions", "Tell what a session waits for, or why it ended."),
+    "cp": _Entry("files", "Copy files into a session, or out of it."),
+    "logs": _Entry("files", "Show what a session has written."),
     "schema": _Entry("admin", "Prepare the database."),
     "fixture": _Entry("admin", "Load rows from a file into the database."),
     "worker": _Entry("serving", "Serve the API, as one process. `up` runs it.", hidden=True),

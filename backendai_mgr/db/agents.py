@@ -11,7 +11,7 @@ import asyncpg
 import attrs
 
 from ..domain.errors import NotFound
-from ..domain.ids import AgentId
+from ..domain.ids import AgentId, KernelId
 from ..domain.sessions import KernelRow
 from ..domain.status import AgentStatus, KernelState
 from ..services.ports import KernelMove, Lease, StaleEpoch
@@ -101,6 +101,11 @@ SELECT {KERNEL_COLUMNS} FROM kernels k
 """
 
 KNOWN = "SELECT id FROM kernels WHERE id = ANY($1::uuid[])"
+
+STORE_LOG = """
+UPDATE kernels SET container_log = $3
+ WHERE id = $1 AND agent = $2 AND status IN ('TERMINATED', 'CANCELLED', 'ERROR')
+"""
 
 MARK_LOST = """
 UPDATE agents SET status = 'LOST', status_changed = $2, lost_at = $2 WHERE id = $1 AND status = 'ALIVE'
@@ -220,6 +225,15 @@ class PgAgents:
             return await transition.move(conn, moves, now=now)
 
         return await self._db.run(work)
+
+    async def store_log(self, agent_id: AgentId, epoch: int, kernel_id: KernelId, log: bytes) -> None:
+        """Keep the log of a kernel that has ended. `StaleEpoch` as above."""
+
+        async def work(conn: Conn) -> None:
+            await _hold_lease(conn, agent_id, epoch)
+            await conn.execute(STORE_LOG, kernel_id, agent_id, log)
+
+        await self._db.run(work)
 
     async def mark_lost(self, agent_id: AgentId, epoch: int, *, now: datetime) -> bool:
         """ALIVE -> LOST. `StaleEpoch` as above; False when it was not ALIVE."""

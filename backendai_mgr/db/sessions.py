@@ -3,13 +3,13 @@
 import builtins
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
 
 from ..domain.accounts import Caller
-from ..domain.ids import AccessKey, AgentId, SessionId, parse_uuid
+from ..domain.ids import AccessKey, AgentId, KernelId, SessionId, parse_uuid
 from ..domain.sessions import LiveSession, NewSession, Session
 from ..domain.status import Status
 from ..services.ports import EnqueueFacts, ImageRow, KernelMove, Match, Renaming
@@ -63,6 +63,8 @@ LIVE_BY_NAME = (
     SELECT_SESSION
     + " WHERE s.access_key = $1 AND s.name = $2 AND s.status NOT IN ('TERMINATED', 'CANCELLED')"
 )
+
+STORED_LOG = "SELECT container_log FROM kernels WHERE id = $1"
 
 # ---------------------------------------------------------------- creation
 
@@ -274,6 +276,14 @@ class PgSessions:
         async def work(conn: Conn) -> LiveSession | None:
             row = await conn.fetchrow(LIVE, session_id)
             return None if row is None else _live(row)
+
+        return await self._db.read(work)
+
+    async def stored_log(self, kernel_id: KernelId) -> bytes | None:
+        """The log of an ended kernel, if it was stored."""
+
+        async def work(conn: Conn) -> bytes | None:
+            return cast(bytes | None, await conn.fetchval(STORED_LOG, kernel_id))
 
         return await self._db.read(work)
 

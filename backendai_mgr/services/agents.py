@@ -5,7 +5,7 @@ transaction that stores a report, and by the agent.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from math import inf
@@ -20,6 +20,7 @@ from ..runtime.supervise import supervise
 from ..wire.callosum import AgentError
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import AgentRefusal, AgentUnreachable
+from .files import read_log
 from .hub import Wake
 from .ports import (
     AgentLink,
@@ -43,6 +44,9 @@ WATCH_TICK = 1.0
 #: Reports wait at most so long for an agent to take orders.
 DESTROY_WAIT = 5.0
 RETRY = 1.0
+#: Of an ended kernel's log so much is stored, and reports wait at most so long for that.
+STORED_LOG_BYTES = 1 << 20
+LOG_WAIT = 5.0
 #: An agent that claims to have seen this or a later epoch talks nonsense.
 LAST_EPOCH = 1 << 62
 
@@ -251,9 +255,21 @@ class AgentWatch:
             )
         if outcome.ended:
             ended = {(kernel.id, kernel.incarnation) for kernel in outcome.ended}
+            await self._keep_logs(KernelId(kernel.id) for kernel in outcome.ended)
             await feed.ack(report, [k for k in report.kernels if (k.id, k.incarnation) in ended])
         self._compared_at = trio.current_time()
         await self._destroy(outcome)
+
+    async def _keep_logs(self, kernel_ids: Iterable[KernelId]) -> None:
+        """Store the newest of the ended kernels' logs before the agent is told that it may clean up."""
+        with trio.move_on_after(LOG_WAIT):
+            for kernel_id in kernel_ids:
+                try:
+                    log_bytes = await read_log(self._link, kernel_id, STORED_LOG_BYTES)
+                except (AgentRefusal, AgentUnreachable, AgentError) as error:
+                    log.info("the log of kernel %s is not kept: %s", kernel_id, error, extra=self._ids)
+                    continue
+                await self._store.store_log(self._lease.agent_id, self._lease.epoch, kernel_id, log_bytes)
 
     async def _destroy(self, outcome: Reconciliation) -> None:
         now = self._now()

@@ -18,6 +18,7 @@ from ..domain.ids import AccessKey, AgentId, KernelId, SessionId
 from ..domain.sessions import KernelRow, KernelToStart, LiveSession, NewSession, Session
 from ..domain.status import AgentStatus, Status
 from ..scheduling.snapshot import Plan, Snapshot
+from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import KernelSpec, Output, RunSpec, RunStatus, Started
@@ -139,6 +140,9 @@ class Sessions(Protocol):
     async def live(self, session_id: SessionId) -> LiveSession | None:
         """The session if it is live and has an agent."""
 
+    async def stored_log(self, kernel_id: KernelId) -> bytes | None:
+        """The log of an ended kernel, if it was stored."""
+
     async def live_owned(self) -> Sequence[Session]:
         """Every live session: what a stop of the local mode has to end."""
 
@@ -237,6 +241,9 @@ class AgentStore(Protocol):
     ) -> Sequence[KernelMove]:
         """As `Sessions.move`, guarded by the epoch."""
 
+    async def store_log(self, agent_id: AgentId, epoch: int, kernel_id: KernelId, log: bytes) -> None:
+        """Keep the log of a kernel that has ended. `StaleEpoch` as above."""
+
     async def mark_lost(self, agent_id: AgentId, epoch: int, *, now: datetime) -> bool:
         """ALIVE -> LOST. `StaleEpoch` as above; False when it was not ALIVE."""
 
@@ -316,6 +323,23 @@ class AgentLink(Protocol):
 
     async def poll_run(self, kernel_id: KernelId, run_id: str, *, wait: float, max_bytes: int) -> Output:
         """Legacy: continue at the run's own cursor and advance it."""
+
+    async def list_files(self, kernel_id: KernelId, path: str) -> Listing: ...
+
+    async def read_file(
+        self, kernel_id: KernelId, path: str, *, offset: int, max_bytes: int
+    ) -> FilePiece: ...
+
+    async def write_file(
+        self, kernel_id: KernelId, path: str, *, upload: str, offset: int, data: bytes, final: bool
+    ) -> None:
+        """A piece (at most 4 MiB) of an upload; with ``final`` the file is put in place. May be repeated."""
+
+    async def archive_file(self, kernel_id: KernelId, path: str, *, max_bytes: int) -> bytes:
+        """A tar file of a file or a folder."""
+
+    async def read_log(self, kernel_id: KernelId, *, before: LogPlace | None, max_bytes: int) -> LogPiece:
+        """The newest of what the kernel and its runs wrote, before a place (None: the end)."""
 
     def stream(
         self, kernel_id: KernelId, run_id: str, *, offset: int

@@ -9,12 +9,13 @@ from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
 import attrs
-from attrs.validators import and_, ge, le, matches_re, optional
+from attrs.validators import and_, ge, le, matches_re, max_len, optional
 from cattrs import BaseValidationError, transform_error
 
 from ..domain.ids import RUN_ID
 from .callosum import FrameError
 from .codec import wire
+from .files import LogPlace
 from .reports import KernelReport
 from .rpc import KernelSpec, RunSpec
 
@@ -30,6 +31,7 @@ _MARGIN = 15.0
 _RUN_ID = matches_re(RUN_ID)
 _MAX_BYTES = and_(ge(1), le(MAX_OUTPUT))
 _WAIT = and_(ge(0.0), le(MAX_WAIT))
+_FILE_OFFSET = and_(ge(0), le(2**62))
 
 
 @attrs.frozen(kw_only=True)
@@ -148,6 +150,69 @@ class PollRun(Call):
 
 
 @attrs.frozen(kw_only=True)
+class FileCall(Call):
+    """A call about a path in a kernel's work folder; relative, or below ``/home/work``.
+
+    Refused: no-such-kernel, no-such-file, outside, bad-path, denied, file-failed.
+    """
+
+    kernel_id: UUID
+    path: str
+
+    @property
+    def timeout(self) -> float:
+        return 60.0
+
+
+@attrs.frozen(kw_only=True)
+class ListFiles(FileCall):
+    """-> `Listing` of a folder, or of the file itself."""
+
+    method: ClassVar[str] = "list_files"
+
+
+@attrs.frozen(kw_only=True)
+class ReadFile(FileCall):
+    """-> `FilePiece` from ``offset`` on. Refused: is-folder."""
+
+    method: ClassVar[str] = "read_file"
+    offset: int = attrs.field(validator=_FILE_OFFSET)
+    max_bytes: int = attrs.field(validator=_MAX_BYTES)
+
+
+@attrs.frozen(kw_only=True)
+class WriteFile(FileCall):
+    """-> None. A piece of an upload; with ``final`` the file is put in place. May be repeated.
+
+    Refused: is-folder, too-large, disk-full, kernel-ended; upload-gap when pieces before it are missing.
+    """
+
+    method: ClassVar[str] = "write_file"
+    upload: str = attrs.field(validator=_RUN_ID)
+    offset: int = attrs.field(validator=_FILE_OFFSET)
+    data: bytes = attrs.field(validator=max_len(MAX_OUTPUT))
+    final: bool
+
+
+@attrs.frozen(kw_only=True)
+class ArchiveFile(FileCall):
+    """-> a tar file, as bytes, of a file or a folder. Refused: too-large."""
+
+    method: ClassVar[str] = "archive_file"
+    max_bytes: int = attrs.field(validator=_MAX_BYTES)
+
+
+@attrs.frozen(kw_only=True)
+class ReadLog(Call):
+    """-> `LogPiece` that ends before a place (None: the end). Refused: no-such-kernel."""
+
+    method: ClassVar[str] = "read_log"
+    kernel_id: UUID
+    before: LogPlace | None
+    max_bytes: int = attrs.field(validator=_MAX_BYTES)
+
+
+@attrs.frozen(kw_only=True)
 class MakeReport(Call):
     """-> `Report`, made now. Refused: stale-epoch."""
 
@@ -174,6 +239,7 @@ CALLS: Mapping[str, type[Call]] = {
     for call in (
         CreateKernel, DestroyKernel, MakeReport,
         StartRun, GetRun, ListRuns, InterruptRun, ReadOutput, PollRun,
+        ListFiles, ReadFile, WriteFile, ArchiveFile, ReadLog,
     )
 }  # fmt: skip
 

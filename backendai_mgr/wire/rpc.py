@@ -21,6 +21,15 @@ RefusalCode = Literal[
     "bad-request",
     "offset-past-end",
     "create-failed",
+    "no-such-file",
+    "is-folder",
+    "outside",
+    "bad-path",
+    "denied",
+    "too-large",
+    "disk-full",
+    "upload-gap",
+    "file-failed",
 ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import attrs
@@ -40,7 +41,7 @@ class Site:
     session_lifetime: float = 0.0
 
     @asynccontextmanager
-    async def agent(self) -> AsyncIterator[KernelRegistry]:
+    async def agent(self, **options: Any) -> AsyncIterator[KernelRegistry]:
         """A registry, as a freshly started agent has it; its kernels live on when it closes."""
         store = KernelStore(self.data_dir, shared_with_kernels=separate_accounts())
         self.backend = await ProcessBackend.open(
@@ -52,7 +53,7 @@ class Site:
         )
         offered = Slots({"cpu": Decimal(4), "mem": Decimal(1 << 30)})
         async with open_registry(
-            store, self.backend, offered, session_lifetime=self.session_lifetime
+            store, self.backend, offered, session_lifetime=self.session_lifetime, **options
         ) as registry:
             yield registry
 

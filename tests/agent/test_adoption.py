@@ -38,7 +38,7 @@ async def kill_shim(site, spec):
 async def test_kernels_keep_their_state_and_lose_no_output_while_no_agent_is_there(site):
     async with site.agent() as registry:
         boot = registry.make_report().boot
-        spec = site.spec(slots={"cpu": "2", "mem": "1"})
+        spec = site.spec(slots={"cpu": "2", "mem": "100000000"})
         await registry.create_kernel(spec)
         await run(registry, spec, "set", "value = 42")
         code = (
@@ -56,7 +56,7 @@ async def test_kernels_keep_their_state_and_lose_no_output_while_no_agent_is_the
         assert report.boot != boot
         assert [(k.id, k.state) for k in report.kernels] == [(spec.kernel_id, KernelState.RUNNING)]
         assert report.kernels[0].session_id == spec.session_id
-        assert report.occupied == {"cpu": "2", "mem": "1"}
+        assert report.occupied == {"cpu": "2", "mem": "100000000"}
         assert (await registry.create_kernel(spec)).state is KernelState.RUNNING
         records, status = await read_all(registry, spec.kernel_id, "long")
         assert text(records) == "".join(f"{i}\n" for i in range(3000))

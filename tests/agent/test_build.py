@@ -15,7 +15,7 @@ from .harness import PATIENCE, run, shims_of
 
 @pytest.fixture
 def config(site):
-    return AgentConfig(data_dir=site.data_dir, bind="127.0.0.1:0")
+    return AgentConfig(data_dir=site.data_dir, bind="127.0.0.1:0", pool_size=0)
 
 
 @asynccontextmanager
@@ -60,7 +60,8 @@ async def test_an_agent_that_is_told_to_end_its_kernels_leaves_no_process(site, 
 async def test_an_address_that_others_reach_needs_isolation_or_consent(config, bind):
     stop = trio.Event()
     with pytest.raises(ConfigError, match="allow-unisolated"):
-        await run_agent(attrs.evolve(config, bind=bind), stop=stop, end_kernels=trio.Event())
+        unisolated = attrs.evolve(config, bind=bind, isolation="none")
+        await run_agent(unisolated, stop=stop, end_kernels=trio.Event())
 
 
 async def test_an_address_that_is_taken_is_refused_in_a_sentence(config):

@@ -39,6 +39,8 @@ def test_an_empty_document_gives_the_defaults():
         ("cpu-overcommit", -1),
         ("cpu-overcommit", "2"),
         ("reserved-mem", "much"),
+        ("upload-size", "huge"),
+        ("upload-size", -1),
         ("session-lifetime", "12 hours"),
         ("session-lifetime", -1),
         ("images-dir", "images"),

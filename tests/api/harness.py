@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from backendai_mgr.api.app import ApiServices, Limits, create_app, server_config
 from backendai_mgr.domain.signing import SignedParts, sign
+from tests.fakes.files import FakeFiles
 from tests.fakes.services import ACCESS_KEY, SECRET_KEY, FakeHealth, FakeKeys, FakeRuns, FakeSessions
 
 VERSION = "v6.20220315"
@@ -73,6 +74,7 @@ class Server:
     keys: FakeKeys
     sessions: FakeSessions
     runs: FakeRuns
+    files: FakeFiles
     health: FakeHealth
     registry: CollectorRegistry
     stop: trio.Event
@@ -112,9 +114,9 @@ class Server:
 async def serving(limits: Limits | None = None, **config: Any) -> AsyncIterator[Server]:
     """Serve scripted services until the block ends."""
     keys, sessions, health, registry = FakeKeys(), FakeSessions(), FakeHealth(), CollectorRegistry()
-    runs = FakeRuns(sessions)
+    runs, files = FakeRuns(sessions), FakeFiles(sessions)
     services = ApiServices(
-        keys=keys, sessions=sessions, runs=runs, health=health, registry=registry,
+        keys=keys, sessions=sessions, runs=runs, files=files, health=health, registry=registry,
         now=lambda: datetime.now(UTC),
     )  # fmt: skip
     settings = server_config(limits)
@@ -128,7 +130,7 @@ async def serving(limits: Limits | None = None, **config: Any) -> AsyncIterator[
             partial(hypercorn.trio.serve, create_app(services, limits), settings, shutdown_trigger=stop.wait)
         )
         yield Server(
-            host=url.partition("//")[2], url=url, keys=keys, sessions=sessions, runs=runs, health=health,
-            registry=registry, stop=stop,
+            host=url.partition("//")[2], url=url, keys=keys, sessions=sessions, runs=runs, files=files,
+            health=health, registry=registry, stop=stop,
         )  # fmt: skip
         stop.set()

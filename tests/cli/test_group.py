@@ -20,12 +20,25 @@ def test_the_first_page_names_the_commands_for_people() -> None:
     done = command("--help")
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
-    assert listed == ["up", "run", "ps", "rm", "restart", "why", "schema", "fixture"]
+    assert listed == ["up", "run", "ps", "rm", "restart", "why", "cp", "logs", "schema", "fixture"]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["up", "run", "ps", "rm", "restart", "why", "schema", "schema oneshot", "fixture", "fixture populate"],
+    [
+        "up",
+        "run",
+        "ps",
+        "rm",
+        "restart",
+        "why",
+        "cp",
+        "logs",
+        "schema",
+        "schema oneshot",
+        "fixture",
+        "fixture populate",
+    ],
 )
 def test_every_command_explains_itself(name: str) -> None:
     done = command(*name.split(), "--help")

@@ -3,6 +3,7 @@
 `nox -s compat` installs it into an environment of its own and names that in ``OFFICIAL_CLIENT``.
 """
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -35,17 +36,18 @@ class Official:
         said = dict(words[1].split("=", 1) for words in exports if words[:1] == ["export"])
         self._environ = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **said}
 
-    def __call__(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return self._run(str(self._program), *arguments)
+    def __call__(self, *arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+        return self._run(str(self._program), *arguments, cwd=cwd)
 
     def python(self, code: str) -> "subprocess.CompletedProcess[str]":
         """Run a program that uses the client as a library."""
         return self._run(str(self._program.with_name("python")), "-c", code)
 
-    def _run(self, *command: str) -> "subprocess.CompletedProcess[str]":
+    def _run(self, *command: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             list(command),
             env=self._environ,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -112,3 +114,57 @@ def test_its_library_restarts_a_session(official: Official, up: Up) -> None:
     done = official.python(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "RUNNING"
+
+
+@pytest.fixture(scope="module")
+def files_session(up: Up) -> str:
+    done = up.command("run", "--session", "official-files", "--keep", "print('begun')")
+    assert done.returncode == 0, done.stderr
+    return "official-files"
+
+
+def test_it_uploads_lists_and_downloads_files(
+    official: Official, up: Up, files_session: str, tmp_path: Path
+) -> None:
+    sub = tmp_path / "src" / "sub dir"
+    sub.mkdir(parents=True)
+    (tmp_path / "src" / "ä.txt").write_text("umlaut")
+    (sub / "b.bin").write_bytes(bytes(range(256)) * 4000)
+    done = official("session", "upload", files_session, "ä.txt", "sub dir/b.bin", cwd=tmp_path / "src")
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = up.command("run", "--session", files_session, "import os; print(sorted(os.listdir('sub dir')))")
+    assert shown.stdout == "['b.bin']\n"
+    listed = official("session", "ls", files_session, "sub dir")
+    assert listed.returncode == 0, listed.stdout + listed.stderr
+    assert "b.bin" in listed.stdout
+    assert "ä.txt" in official("session", "ls", files_session).stdout
+    target = tmp_path / "got"
+    target.mkdir()
+    done = official("session", "download", "--dest", str(target), files_session, "ä.txt", "sub dir/b.bin")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (target / "ä.txt").read_text() == "umlaut"
+    assert (target / "b.bin").read_bytes() == (sub / "b.bin").read_bytes()
+    done = official("session", "download", "--dest", str(target), files_session, "sub dir")
+    assert (target / "sub dir" / "b.bin").exists(), done.stdout + done.stderr
+
+
+def test_it_tells_of_a_file_that_is_missing(official: Official, files_session: str, tmp_path: Path) -> None:
+    done = official("session", "download", "--dest", str(tmp_path), files_session, "missing")
+    assert "The file is not found" in done.stdout + done.stderr
+    done = official("session", "ls", files_session, "missing")
+    assert "The file is not found" in done.stdout + done.stderr
+
+
+def test_it_shows_logs(official: Official, files_session: str) -> None:
+    done = official("session", "logs", files_session)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "begun" in done.stdout
+
+
+def test_it_shows_the_logs_of_a_session_that_has_ended(official: Official, up: Up) -> None:
+    up.command("run", "--session", "official-ended", "--keep", "print('last words')")
+    found = json.loads(up.command("why", "--json", "official-ended").stdout)
+    official("session", "destroy", "official-ended")
+    done = official("session", "logs", found["session_id"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "last words" in done.stdout

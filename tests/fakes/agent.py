@@ -10,6 +10,7 @@ import trio
 
 from backendai_mgr.agent.handler import Chunk
 from backendai_mgr.domain.status import KernelState, RunState
+from backendai_mgr.wire.files import FilePiece, Listing, LogPiece, LogPlace
 from backendai_mgr.wire.records import Record
 from backendai_mgr.wire.reports import KernelExit, KernelReport, Report
 from backendai_mgr.wire.rpc import AgentRefusal, KernelSpec, RunSpec, RunStatus, Started
@@ -63,6 +64,37 @@ class FakeRun:
         self._agent.moved()
 
 
+class FakeFiles:
+    """The files of a kernel: what the test put into ``content``, and what was uploaded."""
+
+    def __init__(self, agent: "FakeAgent", kernel_id: UUID) -> None:
+        self._agent = agent
+        self.content = agent.content.setdefault(kernel_id, {})
+
+    async def list(self, path: str) -> Listing:
+        await self._agent._called("list_files")
+        return Listing(path=path, entries=[])
+
+    async def read(self, path: str, offset: int, max_bytes: int) -> FilePiece:
+        await self._agent._called("read_file")
+        if path not in self.content:
+            raise AgentRefusal("no-such-file", "there is no such file")
+        data = self.content[path]
+        return FilePiece(data=data[offset : offset + max_bytes], size=len(data), inode=1)
+
+    async def write(self, path: str, upload: str, offset: int, data: bytes, *, final: bool) -> None:
+        await self._agent._called("write_file")
+        self.content[path] = self.content.get(path, b"")[:offset] + data
+
+    async def archive(self, path: str, max_bytes: int) -> bytes:
+        await self._agent._called("archive_file")
+        return b"tar of " + path.encode()
+
+    async def log(self, before: LogPlace | None, max_bytes: int) -> LogPiece:
+        await self._agent._called("read_log")
+        return LogPiece(data=b"log", before=None if before else LogPlace(run_id="r", offset=7))
+
+
 class FakeAgent:
     """The handler. ``calls`` counts what was called, ``cancelled`` what was cut short while held."""
 
@@ -74,6 +106,7 @@ class FakeAgent:
         self.calls: defaultdict[str, int] = defaultdict(int)
         self.cancelled: defaultdict[str, int] = defaultdict(int)
         self.acknowledged: list[tuple[UUID, int]] = []
+        self.content: dict[UUID, dict[str, bytes]] = {}
         self.read_to = 0  # end of the farthest record handed out by read_output
         self._refusals: dict[str, Exception] = {}
         self._held: dict[str, trio.Event] = {}
@@ -235,6 +268,9 @@ class FakeAgent:
         chunk = self._chunk(run, run.cursor, max_bytes)
         run.cursor = chunk.next_offset
         return chunk
+
+    def files(self, kernel_id: UUID) -> FakeFiles:
+        return FakeFiles(self, kernel_id)
 
     # -- parts
 

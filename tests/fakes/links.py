@@ -8,6 +8,7 @@ import trio
 
 from backendai_mgr.domain.status import KernelState, RunState
 from backendai_mgr.services.ports import StaleEpoch
+from backendai_mgr.wire.files import FilePiece, Listing, LogPiece
 from backendai_mgr.wire.reports import KernelExit, KernelReport, Report
 from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, Output, RunStatus, Started
 
@@ -30,6 +31,11 @@ class FakeAgent:
         self.silent = False
         self.epoch = 0
         self.last_heard = -inf
+        #: What `read_file` and `read_log` hand out; `write_file` collects pieces there.
+        self.inode = 1
+        self.writes: list = []
+        self.files: dict[str, bytes] = {}
+        self.logs: list[LogPiece] = [LogPiece(data=b"log\n", before=None)]
         #: What `poll_run` and `read_output` hand out next: (records, next_offset, ended).
         self.pieces: list = []
         self._changed = trio.Event()
@@ -145,6 +151,32 @@ class FakeAgent:
 
     async def read_output(self, kernel_id, run_id, *, offset, max_bytes, wait):
         return await self.poll_run(kernel_id, run_id, wait=wait, max_bytes=max_bytes)
+
+    async def list_files(self, kernel_id, path):
+        await self._called("list_files")
+        return Listing(path=path, entries=[])
+
+    async def read_file(self, kernel_id, path, *, offset, max_bytes):
+        await self._called("read_file")
+        if path not in self.files:
+            raise AgentRefusal("no-such-file", "there is no such file")
+        data = self.files[path]
+        return FilePiece(data=data[offset : offset + max_bytes], size=len(data), inode=self.inode)
+
+    async def write_file(self, kernel_id, path, *, upload, offset, data, final):
+        await self._called("write_file")
+        self.writes.append((path, upload, offset, len(data), final))
+        self.files[path] = self.files.get(path, b"")[:offset] + data
+
+    async def archive_file(self, kernel_id, path, *, max_bytes):
+        await self._called("archive_file")
+        return b"tar of " + path.encode()
+
+    async def read_log(self, kernel_id, *, before, max_bytes):
+        await self._called("read_log")
+        if kernel_id not in self.kernels:
+            raise AgentRefusal("no-such-kernel")
+        return self.logs[0 if before is None else before.offset]
 
     async def report(self, epoch):
         await self._called("report")

@@ -54,6 +54,7 @@ class FakeStore:
         self.event_rows: list[EventRow] = []
         self.group_id: UUID | None = UUID(int=77)
         self.down = False
+        self.logs: dict[UUID, bytes] = {}
         self.reports: list[tuple[str, object]] = []
         self._listeners: set[trio.MemorySendChannel] = set()
 
@@ -276,6 +277,18 @@ class FakeStore:
             agent_id=s.agent_id,
             agent_addr=s.agent_addr,
         )
+
+    async def stored_log(self, kernel_id):
+        await trio.lowlevel.checkpoint()
+        self._reach()
+        return self.logs.get(kernel_id)
+
+    async def store_log(self, agent_id, epoch, kernel_id, log):
+        await trio.lowlevel.checkpoint()
+        self._reach()
+        self._fence(agent_id, epoch)
+        if self.sessions[kernel_id].status in DEAD:
+            self.logs[kernel_id] = log
 
     async def live_owned(self):
         await trio.lowlevel.checkpoint()

@@ -9,6 +9,7 @@ from backendai_mgr.domain.accounts import Caller, Credential, KeypairPolicy, Rol
 from backendai_mgr.services.accounts import KeyCache
 from backendai_mgr.services.agents import AgentKeeper, KeeperConfig
 from backendai_mgr.services.directory import Directory
+from backendai_mgr.services.files import FileService
 from backendai_mgr.services.hub import Hub, Wake
 from backendai_mgr.services.reaper import Reaper
 from backendai_mgr.services.runs import RunService
@@ -55,6 +56,7 @@ class World:
         scheduled = Wake()
         self.sessions = SessionService(self.store, self.keys, self.hub, architecture="x86_64", now=wall_clock)
         self.runs = RunService(self.directory, self.agents)
+        self.files = FileService(self.directory, self.store, self.keys, self.agents)
         self.scheduler = Scheduler(self.store, now=wall_clock, scheduled=scheduled)
         self.starter = Starter(
             self.store, self.store, self.agents, cluster_id="c", now=wall_clock, scheduled=scheduled

@@ -6,6 +6,7 @@ import pytest
 
 from backendai_mgr.wire import calls
 from backendai_mgr.wire.callosum import FrameError, pack, unpack
+from backendai_mgr.wire.files import LogPlace
 from backendai_mgr.wire.rpc import KernelSpec, RunSpec
 
 KERNEL = UUID(int=5)
@@ -29,6 +30,11 @@ CALLS = [
     (calls.ReadOutput(kernel_id=KERNEL, run_id="r", offset=7, max_bytes=10, wait=5.5), 20.5),
     (calls.PollRun(kernel_id=KERNEL, run_id="r", wait=2, max_bytes=10), 17),
     (calls.MakeReport(epoch=3), 5),
+    (calls.ListFiles(kernel_id=KERNEL, path="a/\udcff"), 60),
+    (calls.ReadFile(kernel_id=KERNEL, path="a", offset=5, max_bytes=10), 60),
+    (calls.WriteFile(kernel_id=KERNEL, path="a", upload="u", offset=0, data=b"\0\xff", final=True), 60),
+    (calls.ArchiveFile(kernel_id=KERNEL, path="", max_bytes=10), 60),
+    (calls.ReadLog(kernel_id=KERNEL, before=LogPlace(run_id="r", offset=3), max_bytes=10), 15),
 ]
 
 
