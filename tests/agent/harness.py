@@ -37,6 +37,7 @@ class Site:
     data_dir: Path
     failpoints: str | None = None
     pool_size: int = 0
+    sandboxed: bool = True
     backend: ProcessBackend | None = None
     session_lifetime: float = 0.0
 
@@ -49,6 +50,7 @@ class Site:
             sockets=socket_dir(self.data_dir),
             manifests=load_manifests(packaged_manifests()),
             pool_size=self.pool_size,
+            sandboxed=self.sandboxed,
             failpoints=self.failpoints,
         )
         offered = Slots({"cpu": Decimal(4), "mem": Decimal(1 << 30)})

@@ -59,8 +59,8 @@ async def test_an_agent_that_is_told_to_end_its_kernels_leaves_no_process(site, 
 @pytest.mark.parametrize("bind", ["0.0.0.0:0", "[::]:0"])
 async def test_an_address_that_others_reach_needs_isolation_or_consent(config, bind):
     stop = trio.Event()
+    unisolated = attrs.evolve(config, bind=bind, isolation="none")
     with pytest.raises(ConfigError, match="allow-unisolated"):
-        unisolated = attrs.evolve(config, bind=bind, isolation="none")
         await run_agent(unisolated, stop=stop, end_kernels=trio.Event())
 
 

@@ -144,7 +144,19 @@ async def test_the_environment_is_the_users_and_ours_and_nothing_of_the_agents(s
     assert environ["BACKENDAI_SESSION_ID"] == str(spec.session_id)
     assert environ["BACKENDAI_SESSION_NAME"] == "mysession"
     assert environ["OMP_NUM_THREADS"] == "1"
-    assert environ["HOME"] == str(site.scratch(spec) / "work")
+    assert environ["HOME"] == "/home/work"
+
+
+async def test_plain_processes_do_where_nothing_can_be_enclosed(site):
+    site.sandboxed = False
+    async with site.agent() as registry:
+        spec = site.spec()
+        await registry.create_kernel(spec)
+        out, _ = await run(registry, spec, "a", "import os; print(os.getcwd(), os.environ['HOME'])")
+        assert set(out.split()) == {str(site.scratch(spec) / "work")}
+        await run(registry, spec, "b", STRAY)
+        await destroy(registry, site, spec)
+        assert processes_of(spec.kernel_id) == []
 
 
 async def test_a_kernel_can_use_its_own_folder_and_not_what_the_agent_keeps(registry, site):
@@ -342,12 +354,12 @@ async def test_all_kernels_can_be_ended_at_once_and_their_ends_are_still_reporte
 
 async def test_reports_count_up_and_tell_what_is_occupied(registry, site):
     first = registry.make_report()
-    spec = site.spec(slots={"cpu": "1.5", "mem": "1024"})
+    spec = site.spec(slots={"cpu": "1.5", "mem": "100000000"})
     await registry.create_kernel(spec)
     second = registry.make_report()
     assert second.boot == first.boot
     assert second.seq > first.seq
-    assert (first.occupied, second.occupied) == ({}, {"cpu": "1.5", "mem": "1024"})
+    assert (first.occupied, second.occupied) == ({}, {"cpu": "1.5", "mem": "100000000"})
     assert second.capacity == {"cpu": "4", "mem": "1073741824"}
     await registry.destroy_kernel(spec.kernel_id, 1, "user-requested")
     await ended(registry, spec.kernel_id)
