@@ -50,13 +50,16 @@ class LocalError(Exception):
 
 @attrs.frozen(kw_only=True)
 class LocalOptions:
-    """How `up` was called. Port 0 takes any free port; ``agent_port`` None prefers 6001."""
+    """How `up` was called. Port 0 takes any free port; ``agent_port`` None prefers 6001. ``isolation`` and
+    ``network`` are the agent's settings of these names."""
 
     data_dir: Path
     host: str = "127.0.0.1"
     port: int = 8081
     agent_port: int | None = None
     allow_unisolated: bool = False
+    isolation: str = "auto"
+    network: bool = False
     logging: LoggingConfig = LoggingConfig(level="WARNING")
 
 
@@ -76,6 +79,7 @@ class Running:
     access_key: str
     secret_key: str = attrs.field(repr=False)
     pid: int
+    isolated: bool
 
 
 async def run_local(
@@ -90,7 +94,6 @@ async def run_local(
     *announce* is called once, when requests are served. When *hurry* returns during the stop, less is waited
     for. Raises `LocalError`, `PostgresError` or `ChildError` (perhaps in a group) when it cannot start.
     """
-    check_exposure(options)
     data_dir = prepare_data_dir(options.data_dir)
     with lock(data_dir):
         credentials = load_credentials(data_dir, options.host)
@@ -101,13 +104,16 @@ async def run_local(
             files.write_agent(_agent_port(options.agent_port))
             nursery.start_soon(agent.keep_running)
             async with local_postgres(data_dir) as postgres:
-                agent_addr = HostPort.parse((await agent.ready())["addr"].removeprefix("tcp://"))
+                agent_is = await agent.ready()
+                check_exposure(options, agent_is["missing"])
+                agent_addr = HostPort.parse(agent_is["addr"].removeprefix("tcp://"))
                 files.write_agent(agent_addr.port)
                 files.write_worker(options.port, postgres, agent_addr)
                 nursery.start_soon(worker.keep_running)
                 endpoint: str = (await worker.ready())["endpoint"]
                 files.write_worker(int(endpoint.rpartition(":")[2]), postgres, agent_addr)
-                with _up_file(data_dir, endpoint, credentials) as running:
+                isolated = "isolation" not in agent_is["missing"]
+                with _up_file(data_dir, endpoint, credentials, isolated) as running:
                     announce(running)
                     await stop()
                 await _end(worker, _END_WORKER, hurry)
@@ -134,14 +140,13 @@ async def _end(child: Child, timeout: float, hurry: Callable[[], Awaitable[None]
 # ---------------------------------------------------------------- the data directory
 
 
-def check_exposure(options: LocalOptions) -> None:
-    """Refuse to serve others than this machine while kernels are not isolated from it."""
-    if is_loopback(options.host) or options.allow_unisolated:
+def check_exposure(options: LocalOptions, missing: Mapping[str, str]) -> None:
+    """Refuse to serve others than this machine where kernels are not isolated from it."""
+    if is_loopback(options.host) or options.allow_unisolated or "isolation" not in missing:
         return
     raise LocalError(
-        f"Sessions are plain processes here, not isolated from this machine, so {options.host} is refused: "
-        "whoever could connect and has a key could read and change what your account can. "
-        "Serve 127.0.0.1, or accept that with --allow-unisolated."
+        f"{options.host} is refused: whoever could connect and has a key could do what your account"
+        f" can. {missing['isolation']} Serve 127.0.0.1, or accept that with --allow-unisolated."
     )
 
 
@@ -214,13 +219,14 @@ def load_credentials(data_dir: Path, host: str) -> Credentials:
 
 
 @contextlib.contextmanager
-def _up_file(data_dir: Path, endpoint: str, credentials: Credentials) -> Iterator[Running]:
+def _up_file(data_dir: Path, endpoint: str, credentials: Credentials, isolated: bool) -> Iterator[Running]:
     """``up.json`` for as long as requests are served."""
     running = Running(
         endpoint=endpoint,
         access_key=credentials.access_key,
         secret_key=credentials.secret_key,
         pid=os.getpid(),
+        isolated=isolated,
     )
     path = data_dir / UP_FILE
     _write(path, json.dumps(attrs.asdict(running)))
@@ -270,6 +276,8 @@ class _ChildFiles:
             "data-dir": str(self.data_dir),
             "cluster-id": self.cluster_id,
             "cpu-overcommit": CPU_OVERCOMMIT,
+            "isolation": self.options.isolation,
+            "network": self.options.network,
         }
         self._write("agent", {"agent": agent})
 

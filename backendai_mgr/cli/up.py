@@ -29,6 +29,14 @@ from .errors import told
 @click.option(
     "--allow-unisolated", is_flag=True, help="Serve other machines although sessions are not isolated here."
 )
+@click.option(
+    "--isolation",
+    type=click.Choice(["auto", "required", "none"]),
+    default="auto",
+    show_default=True,
+    help="Enclose sessions if that can be done here; start only if it can; or do not.",
+)
+@click.option("--network", is_flag=True, help="Let sessions use this machine's network.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, not only what goes wrong.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def up(data_dir: Path | None, verbose: bool, log_format: Literal["text", "json"], **rest: Any) -> Any:
@@ -81,6 +89,6 @@ def _announce(chosen: LocalOptions, running: Running) -> None:
         "",
         f"Try, in another terminal:  backendai-mgr run{where} 'print(6 * 7)'",
     ]
-    if not is_loopback(chosen.host):
+    if not is_loopback(chosen.host) and not running.isolated:
         lines.insert(1, "Sessions are NOT isolated: whoever has the keys can do what this account can.")
     click.echo("\n".join(lines))

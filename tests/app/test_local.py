@@ -29,6 +29,8 @@ with lock(pathlib.Path(sys.argv[1])):
     sys.stdin.read()
 """
 
+MISSING = {"isolation": "Kernels are plain processes."}
+
 
 def test_a_second_holder_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
@@ -86,14 +88,15 @@ def test_the_example_keys_are_for_this_machine_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.1.2.3"])
 def test_loopback_may_be_served_without_isolation(host: str, tmp_path: Path) -> None:
-    check_exposure(LocalOptions(data_dir=tmp_path, host=host))
+    check_exposure(LocalOptions(data_dir=tmp_path, host=host), MISSING)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
 def test_others_are_not_served_without_isolation_unless_that_is_accepted(host: str, tmp_path: Path) -> None:
     with pytest.raises(LocalError, match="--allow-unisolated"):
-        check_exposure(LocalOptions(data_dir=tmp_path, host=host))
-    check_exposure(LocalOptions(data_dir=tmp_path, host=host, allow_unisolated=True))
+        check_exposure(LocalOptions(data_dir=tmp_path, host=host), MISSING)
+    check_exposure(LocalOptions(data_dir=tmp_path, host=host, allow_unisolated=True), MISSING)
+    check_exposure(LocalOptions(data_dir=tmp_path, host=host), {"limits": "No."})
 
 
 def test_the_agents_port_is_the_one_asked_for() -> None:

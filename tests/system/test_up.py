@@ -84,15 +84,24 @@ def test_a_port_that_is_taken_is_told(installation: Installation, folder: Path) 
 
 
 def test_other_machines_are_not_served_without_isolation(installation: Installation, folder: Path) -> None:
-    done = installation.command("up", "--data-dir", str(folder / "data"), "--host", "0.0.0.0", "--port", "0")
+    options = ("--host", "0.0.0.0", "--port", "0", "--agent-port", "0", "--isolation", "none")
+    done = installation.command("up", "--data-dir", str(folder / "data"), *options)
     assert done.returncode == 1
     assert "--allow-unisolated" in done.stderr
+    assert "isolation is switched off" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert processes_of(folder / "data") == {}
 
 
-def test_accepted_it_makes_keys_of_its_own(installation: Installation, folder: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--isolation", "none", "--allow-unisolated")])
+def test_others_are_served_with_keys_of_its_own(
+    installation: Installation, folder: Path, options: tuple[str, ...]
+) -> None:
     data_dir = folder / "data"
-    with Up(installation, data_dir, "--host", "0.0.0.0", "--allow-unisolated") as up:
+    with Up(installation, data_dir, "--host", "0.0.0.0", *options) as up:
         said = up.said
+        assert said["isolated"] == (not options)
+        assert ("NOT isolated" in up.announced) == bool(options)
         assert said["access_key"] != "AKIAIOSFODNN7EXAMPLE"
         assert up.command("run", "print(1)").stdout == "1\n"
         example = {
