@@ -58,8 +58,9 @@ class Conversation:
     # -- to the kernel
 
     def configure(self, env: dict[str, str], limits: dict[str, int]) -> None:
-        self._send(self._guest.control, {"configure": {"env": env, "limits": limits}})
-        self._send(self._guest.interpreter, {"configure": {"env": env}})
+        order = {"configure": {"env": env, "limits": limits}}
+        self._send(self._guest.control, order)
+        self._send(self._guest.interpreter, order)
 
     def run(self, number: int, code: str) -> None:
         self._send(self._guest.interpreter, {"run": number, "code": code})

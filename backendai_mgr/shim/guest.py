@@ -8,8 +8,8 @@ those of `Command.files` are open.  The child leads a session of its own and die
 
 On the interpreter's socket (framing as in `framing`) the shim sends ``{"run": number, "code": text}``,
 ``{"input": prompt, "text": text | null}``, ``{"complete": number, "code": text, "cursor": characters}`` and,
-before the first run only, ``{"configure": {"env"}}``.  The interpreter sends ``{"ready": true}`` once;
-for each run ``{"began": number}`` when interrupts will reach the user's code and ``{"done": number,
+before the first run only, ``{"configure": {"env", "limits"}}``.  The interpreter sends ``{"ready": true}``
+once; for each run ``{"began": number}`` when interrupts will reach the user's code and ``{"done": number,
 "exit_code": int, "interrupted": bool}`` when its output is flushed; and ``{"prompt": number, "is_password":
 bool}``, ``{"completions": number, "matches": [text]}``, ``{"display": "media" | "html", "data": text}``.
 User code can write there too: nothing that arrives is trusted.

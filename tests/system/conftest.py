@@ -1,11 +1,12 @@
 """One running system for the tests that only use it; tests that stop or kill things start their own."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .harness import Installation, Up, temporary_dir
+from .harness import ORDINARY, Installation, Up, install_for, temporary_dir
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +26,16 @@ def folder() -> Iterator[Path]:
     """An empty folder with a short path that other accounts may pass through."""
     with temporary_dir() as path:
         yield path
+
+
+@pytest.fixture(scope="session")
+def ordinary() -> Iterator[tuple[Installation, Path]]:
+    """The program as an ordinary account has it, and a folder of that account."""
+    if os.geteuid() != 0:
+        with temporary_dir() as folder:
+            yield Installation(), folder
+        return
+    with temporary_dir() as shared, temporary_dir(ORDINARY) as folder:
+        installation = install_for(ORDINARY, shared)
+        assert installation is not None, "no interpreter of this version that other accounts can run"
+        yield installation, folder

@@ -21,6 +21,9 @@ START = 60
 COMMAND = 60
 STOP = 40
 
+#: An account that is nobody's in particular, for what is run as an ordinary user.
+ORDINARY = "daemon"
+
 PACKAGE = Path(backendai_mgr.__file__).parent
 
 

@@ -8,17 +8,13 @@ import stat
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .harness import START, Installation, Up, install_for, processes_of, temporary_dir, wait_until
+from .harness import START, Installation, Up, processes_of, wait_until
 
 pytestmark = pytest.mark.system
-
-#: An account that every system has a name for, and that is not root.
-ORDINARY = "daemon"
 
 
 def get(url: str) -> int:
@@ -158,19 +154,6 @@ def test_a_child_that_dies_is_started_again_and_sessions_stay(
             60,
             "the session answers",
         )
-
-
-@pytest.fixture
-def ordinary() -> Iterator[tuple[Installation, Path]]:
-    """The program as an ordinary account has it, and a folder of that account."""
-    if os.geteuid() != 0:
-        with temporary_dir() as folder:
-            yield Installation(), folder
-        return
-    with temporary_dir() as shared, temporary_dir(ORDINARY) as folder:
-        installation = install_for(ORDINARY, shared)
-        assert installation is not None, "no interpreter of this version that other accounts can run"
-        yield installation, folder
 
 
 def test_an_ordinary_account_can_run_all_of_it(ordinary: tuple[Installation, Path]) -> None:

@@ -4,6 +4,7 @@ Loaded by `host` (see there for what holds of all modules in this folder).
 """
 
 import os
+import resource
 import sys
 from time import tzset
 
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def configure(order: "Dict[str, Any]") -> None:
-    """Take on the environment of a kernel, as if started with it."""
+    """Take on the environment and the limits (rlimits by name) of a kernel, as if started with them."""
+    for name, most in order.get("limits", {}).items():
+        kind = getattr(resource, name)
+        _, hard = resource.getrlimit(kind)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
     os.environ.clear()
     os.environ.update(order["env"])
     tzset()

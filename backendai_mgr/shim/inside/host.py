@@ -4,7 +4,7 @@ Usage: ``python host.py CONTROL_FD``, the last argument being an inherited strea
 forked for it, ``import host; host.serve(control_fd)``.  Messages are a length (4 bytes, big endian) and a
 JSON object.  It receives
 
-* ``{"configure": {"env": {name: text}}}``, only before the first run;
+* ``{"configure": {"env": {name: text}, "limits": {name of an rlimit: number}}}``, only before the first run;
 * ``{"run": number, "code": text}``;
 * ``{"input": number, "text": text or null}``, the answer to a prompt (null: end of file);
 * ``{"complete": number, "code": text, "cursor": offset in characters}``, only between runs;
@@ -92,6 +92,9 @@ _control = _load("control", _read_source("control"))
 _streams = _load("streams", _read_source("streams"))
 _hooks = _load("hooks", _read_source("hooks"))
 _tracebacks = _load("tracebacks", _read_source("tracebacks"))
+#: What user code must find again, whatever it does.
+_BASE_MODULES = {name: module for name, module in _modules.items() if name != "__main__"}
+_BASE_BUILTINS = {name: value for name, value in vars(builtins).items() if callable(value)}
 _HELD = [number for number in _control.SIGNALS if number != _SIGINT]
 
 
@@ -299,7 +302,15 @@ class Host:
         _setprofile(None)
         if _getrecursionlimit() < RECURSION_LIMIT:
             _setrecursionlimit(RECURSION_LIMIT)
+        if "sys" not in _modules or "builtins" not in _modules:  # all were thrown away
+            for name, module in _BASE_MODULES.items():
+                _modules.setdefault(name, module)
         _modules["__main__"] = self._module
+        # What was put in place of a builtin stays, if it can do its work at all.
+        theirs = vars(builtins)
+        for name, value in _BASE_BUILTINS.items():
+            if theirs.get(name, _BASE_BUILTINS) is not value and not callable(theirs.get(name)):
+                theirs[name] = value
 
     # -- what runs show, and what they import
 
