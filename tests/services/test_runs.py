@@ -58,9 +58,7 @@ async def test_runs_need_exact_names_and_the_legacy_call_takes_prefixes(world, a
         with pytest.raises(NotFound):
             await world.runs.put(CALLER, "test", "r1", RunSpec(code="1"))
         world.agents["i-1"].pieces = [([Record(0, 0, "stdout", b"1\n")], 2, True)]
-        result = await world.runs.execute(
-            CALLER, "test", mode="query", run_id=None, spec=RunSpec(code="print(1)")
-        )
+        result = await world.runs.execute(CALLER, "test", mode="query", run_id=None, spec=RunSpec(code="1"))
         assert (result.status, result.exit_code, result.console) == ("finished", 0, [["stdout", "1\n"]])
         assert len(result.run_id) == 32
         with pytest.raises(NotFound):
@@ -89,9 +87,13 @@ async def test_a_character_between_two_polls_comes_out_whole(world, autojump_clo
         nursery.cancel_scope.cancel()
 
 
+SPEC = RunSpec(code="x")
+
+
 @pytest.mark.parametrize(
     ("mode", "run_id", "field"),
-    [("batch", "batch-job", "runId"), ("input", None, "runId"), ("", "r", "mode"), ("continue", None, "runId"),
+    [("batch", "batch-job", "runId"), ("input", None, "runId"), ("", "r", "mode"),
+     ("continue", None, "runId"),
      ("query", "a/b", "runId"), ("query", "x" * 65, "runId")],
 )  # fmt: skip
 async def test_bad_legacy_calls_name_the_field(world, mode, run_id, field):
