@@ -54,9 +54,7 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
     "-f", "--file", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Code to run."
 )
 @click.option("--timeout", callback=_seconds, help="Interrupt the code after so many seconds (or 10m, 1h).")
-@click.option(
-    "--batch", metavar="COMMAND", help="Run this command line instead of code (*: the image's)."
-)
+@click.option("--batch", metavar="COMMAND", help="Run this command line instead of code (*: the image's).")
 @click.option("--build", metavar="COMMAND", help="Run this first; when it fails, --batch is not run.")
 @click.option("--clean", metavar="COMMAND", help="Run this before all else.")
 @click.argument("code", required=False)
