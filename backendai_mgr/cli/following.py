@@ -1,5 +1,6 @@
 """Being at a run: its output shown as it comes, its prompts answered from our standard input."""
 
+import os
 import sys
 import termios
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,9 @@ class Follower:
         self._path = f"/session/{session_id}/runs/{run_id}"
         self._lines = JsonLines()
         self._asked = trio.Event()
+        self._input = _Input()
+        #: A line that was read for a prompt which somebody else answered.
+        self._unused: list[str | None] = []
 
     async def follow(self, *, offset: int = 0) -> RunEnd:
         """Show the run's output from *offset* on, until it has ended."""
@@ -49,19 +53,29 @@ class Follower:
         while True:
             await self._asked.wait()
             self._asked = trio.Event()
-            _, run = await self._client.call("GET", self._path, patience=PATIENCE)
-            if (prompt := run["prompt"]) is not None:
-                text = await _read_line(hidden=prompt["is_password"])
-                await self._answer(prompt["offset"], text)
+            while (prompt := await self._prompt()) is not None:
+                if not self._unused:
+                    self._unused.append(await self._input.line(hidden=prompt["is_password"]))
+                if await self._answer(prompt["offset"], self._unused[0]):
+                    self._unused.clear()
 
-    async def _answer(self, offset: int, text: str | None) -> None:
-        """The prompt's offset goes along, so a lost request may be sent again."""
+    async def _prompt(self) -> dict[str, Any] | None:
+        """What the run asks for now."""
+        _, run = await self._client.call("GET", self._path, patience=PATIENCE)
+        prompt: dict[str, Any] | None = run["prompt"]
+        return prompt
+
+    async def _answer(self, offset: int, text: str | None) -> bool:
+        """Whether the text was taken: not when somebody else has answered. The prompt's offset goes along, so a
+        lost request may be sent again."""
         body = {"text": text, "offset": offset}
         try:
             await self._client.call("POST", f"{self._path}/input", body=body, patience=PATIENCE)
         except ApiError as error:
-            if error.status != _CONFLICT:  # somebody else has answered, or it is over
+            if error.status != _CONFLICT:
                 raise
+            return False
+        return True
 
     async def _show(self, records: Sequence[Record]) -> None:
         """Write output where it belongs. Blocks in a thread, so that a slow reader leaves Ctrl-C working."""
@@ -101,11 +115,30 @@ def _write(file: Any, data: bytes) -> None:
     file.flush()
 
 
-async def _read_line(*, hidden: bool) -> str | None:
-    """The next line of our standard input, without its end; None at the end of it all."""
-    with _no_echo() if hidden and sys.stdin.isatty() else _as_it_is():
-        line = await trio.to_thread.run_sync(sys.stdin.buffer.readline, abandon_on_cancel=True)
-    return line.decode(errors="replace").removesuffix("\n").replace("\0", "") if line else None
+class _Input:
+    """The lines of our standard input. Read by its descriptor: a thread that is left in a read of the file
+    object would hold its lock at the interpreter's end."""
+
+    def __init__(self) -> None:
+        self._read = b""
+
+    async def line(self, *, hidden: bool) -> str | None:
+        """The next line, without its end; None at the end of it all."""
+        with _no_echo() if hidden and sys.stdin.isatty() else _as_it_is():
+            while b"\n" not in self._read:
+                more = await trio.to_thread.run_sync(_read_some, abandon_on_cancel=True)
+                if not more:
+                    break
+                self._read += more
+        line, newline, self._read = self._read.partition(b"\n")
+        return line.decode(errors="replace").replace("\0", "") if line or newline else None
+
+
+def _read_some() -> bytes:
+    try:
+        return os.read(sys.stdin.fileno(), 65536)
+    except (OSError, ValueError, AttributeError):  # closed
+        return b""
 
 
 @contextmanager

@@ -19,11 +19,12 @@ def step(session, run_id, code, mode="query", opts=None):
     result = session.execute(run_id, code, mode=mode, opts=opts)
     return result, [result["status"], result["exitCode"], result["console"]]
 
+STEPS = {"clean": "echo c", "build": "echo b", "exec": "echo e; exit 3"}
 told = {}
 with Session() as api:
     session = api.ComputeSession.get_or_create("python", name="official-runs")
     said = []
-    result, row = step(session, None, "", "batch", {"clean": "echo c", "build": "echo b", "exec": "echo e; exit 3"})
+    result, row = step(session, None, "", "batch", STEPS)
     said.append(row)
     while result["status"] != "finished":
         result, row = step(session, result["runId"], "", "continue")

@@ -24,12 +24,12 @@ def test_after_a_failed_build_the_command_is_not_run(up: Up) -> None:
 
 
 def test_what_a_run_asks_for_comes_from_standard_input(up: Up) -> None:
-    done = up.command("run", "print('hello', input()); print(input())", input="me\nyou\n")
+    done = up.command("run", "print('hello', input()); print(input())", stdin="me\nyou\n")
     assert (done.returncode, done.stdout) == (0, "hello me\nyou\n"), done.stderr
 
 
 def test_the_end_of_standard_input_is_the_end_of_the_run_s(up: Up) -> None:
-    done = up.command("run", "--batch", "cat; echo end", input="a\nb")
+    done = up.command("run", "--batch", "cat; echo end", stdin="a\nb")
     assert (done.returncode, done.stdout) == (0, "a\nb\nend\n"), done.stderr
 
 
@@ -39,7 +39,7 @@ def test_attach_follows_a_run_and_answers_it(up: Up) -> None:
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "asks\n"
-        other = up.command("attach", "asked", input="me\n")
+        other = up.command("attach", "asked", stdin="me\n")
         assert (other.returncode, other.stdout) == (4, "asks\nhello me\n"), other.stderr
         assert first.communicate(timeout=COMMAND)[0] == "hello me\n"
         assert first.returncode == 4
