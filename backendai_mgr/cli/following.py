@@ -66,8 +66,10 @@ class Follower:
         return prompt
 
     async def _answer(self, offset: int, text: str | None) -> bool:
-        """Whether the text was taken: not when somebody else has answered. The prompt's offset goes along, so a
-        lost request may be sent again."""
+        """Whether the text was taken: not when somebody else has answered.
+
+        The prompt's offset goes along, so that a lost request may be sent again.
+        """
         body = {"text": text, "offset": offset}
         try:
             await self._client.call("POST", f"{self._path}/input", body=body, patience=PATIENCE)
