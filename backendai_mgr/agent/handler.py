@@ -69,6 +69,14 @@ class Handler(Protocol):
 
     async def interrupt_run(self, kernel_id: UUID, run_id: str | None) -> RunStatus | None: ...
 
+    async def answer_run(
+        self, kernel_id: UUID, run_id: str, offset: int | None, text: str | None
+    ) -> RunStatus:
+        """Answer the prompt at ``offset`` (None: whichever waits); ``text`` None is the end of all input."""
+
+    async def complete(self, kernel_id: UUID, code: str, cursor: int) -> Sequence[str]:
+        """How the word before ``cursor`` may go on; nothing while the interpreter is busy."""
+
     async def read_output(
         self, kernel_id: UUID, run_id: str, *, offset: int, max_bytes: int, wait: float
     ) -> Chunk:

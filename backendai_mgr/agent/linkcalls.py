@@ -103,6 +103,10 @@ class Calls:
                 return list(await handler.list_runs(call.kernel_id))
             case calls.InterruptRun():
                 return await handler.interrupt_run(call.kernel_id, call.run_id)
+            case calls.AnswerRun():
+                return await handler.answer_run(call.kernel_id, call.run_id, call.offset, call.text)
+            case calls.Complete():
+                return list(await handler.complete(call.kernel_id, call.code, call.cursor))
             case calls.ReadOutput():
                 chunk = await handler.read_output(
                     call.kernel_id, call.run_id, offset=call.offset, max_bytes=call.max_bytes, wait=call.wait

@@ -221,7 +221,9 @@ class KernelRegistry:
     ) -> Started:
         if not is_run_id(run_id):
             raise AgentRefusal("bad-request", "a run id is 1 to 64 letters, digits and . _ -")
-        return await self._runs(kernel_id).start(incarnation, run_id, digest, spec)
+        kernel = self._kernel_here(kernel_id)
+        lines = self._backend.lines(kernel.spec, spec)
+        return await kernel.runs.start(incarnation, run_id, digest, lines)
 
     async def get_run(self, kernel_id: UUID, run_id: str) -> RunStatus:
         return await self._runs(kernel_id).get(run_id)
@@ -231,6 +233,14 @@ class KernelRegistry:
 
     async def interrupt_run(self, kernel_id: UUID, run_id: str | None) -> RunStatus | None:
         return await self._runs(kernel_id).interrupt(run_id)
+
+    async def answer_run(
+        self, kernel_id: UUID, run_id: str, offset: int | None, text: str | None
+    ) -> RunStatus:
+        return await self._runs(kernel_id).answer(run_id, offset, text)
+
+    async def complete(self, kernel_id: UUID, code: str, cursor: int) -> Sequence[str]:
+        return await self._runs(kernel_id).complete(code, cursor)
 
     async def read_output(
         self, kernel_id: UUID, run_id: str, *, offset: int, max_bytes: int, wait: float

@@ -84,17 +84,19 @@ class RunFeed:
                 chunk = self.chunk(offset, max_bytes)
         return chunk
 
-    async def wait(self, *, past: int, or_input: bool = False) -> None:
-        """Until the run has ended, or has output past offset *past*, or (if so asked) waits for input."""
-        while not (self.run.ended or self._end > past or (or_input and self._waits_for_input)):
+    async def wait(self, *, past: int, or_event_past: int | None = None) -> None:
+        """Until the run has ended, or has output past offset *past*; or, if an offset is given for that, asks
+        for input or has ended a step past it."""
+        while not (self.run.ended or self._end > past or self._has_event(or_event_past)):
             changed = self._changed
             if self._armed_past is None or past < self._armed_past:
                 await self._watch(past)
             await changed.wait()
 
-    @property
-    def _waits_for_input(self) -> bool:
-        return self.run.state == RunState.WAITING_INPUT
+    def _has_event(self, past: int | None) -> bool:
+        if past is None:
+            return False
+        return self.run.state == RunState.WAITING_INPUT or self.run.step_end > past
 
     async def _watch(self, past: int) -> None:
         self._armed_past = past

@@ -1,7 +1,7 @@
 """The runs of one kernel: asked from its shim as long as that lives, read from the disk afterwards."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import trio
 
 from ..domain.status import RunState
 from ..wire.codec import wire
+from ..wire.records import STEP
 from ..wire.rpc import AgentRefusal, RunSpec, RunStatus, Started
 from .handler import Chunk
 from .pastruns import PastRuns
@@ -28,6 +29,8 @@ _CODES = {
     "not-found": "no-such-run",
     "queue-full": "queue-full",
     "kernel-ended": "kernel-ended",
+    "no-prompt": "no-prompt",
+    "no-room": "no-room",
 }
 
 V = TypeVar("V")
@@ -122,6 +125,19 @@ class KernelRuns:
             return None if run_id is None else self._past_status(answer, run_id)
         return None if answer["run"] is None else wire.structure(answer["run"], RunStatus)
 
+    async def answer(self, run_id: str, offset: int | None, text: str | None) -> RunStatus:
+        """Answer the prompt at *offset* (None: whichever waits); *text* None is the end of all input."""
+        answer = await self._ask("input", run_id=run_id, offset=offset, text=text)
+        if isinstance(answer, PastRuns):
+            self._past_status(answer, run_id)
+            raise AgentRefusal("no-prompt", "the run has ended")
+        return wire.structure(answer["run"], RunStatus)
+
+    async def complete(self, code: str, cursor: int) -> Sequence[str]:
+        """How the word before *cursor* (in characters) may go on; nothing while the interpreter is busy."""
+        answer = await self._ask("complete", code=code, cursor=cursor)
+        return [] if isinstance(answer, PastRuns) else [str(match) for match in answer["matches"]]
+
     async def read(self, run_id: str, offset: int, max_bytes: int, wait: float) -> Chunk:
         """Output from *offset*; waits at most *wait* seconds for some or for the end of the run."""
         if offset < 0:
@@ -132,15 +148,16 @@ class KernelRuns:
     async def poll(self, run_id: str, wait: float, max_bytes: int) -> Chunk:
         """What follows the run's legacy cursor, which moves on; waits up to *wait* s for the end of the run.
 
-        Does not wait when there is a full chunk, or when the run asks for input. One poll at a time.
+        Does not wait when there is a full chunk, when a step has ended, or when the run asks for input. What
+        is handed out ends after the record of a step's end. One poll at a time.
         """
         size = max(1, min(max_bytes, MAX_CHUNK))
         with self._feed(await self._known(run_id)) as feed:
             async with feed.turn:
                 cursor = await self._cursor(run_id)
                 with trio.move_on_after(wait):
-                    await feed.wait(past=cursor + size - 1, or_input=True)
-                chunk = feed.chunk(cursor, size)
+                    await feed.wait(past=cursor + size - 1, or_event_past=cursor)
+                chunk = _up_to_step(feed.chunk(cursor, size))
                 if chunk.next_offset != cursor:
                     await self._cursor(run_id, expected=cursor, advance=chunk.next_offset)
                 return chunk
@@ -208,6 +225,14 @@ class KernelRuns:
         idle = [run_id for run_id, feed in self._feeds.items() if not feed.readers]
         for run_id in idle[:-_IDLE_FEEDS]:
             del self._feeds[run_id]
+
+
+def _up_to_step(chunk: Chunk) -> Chunk:
+    """The chunk, cut after the first end of a step."""
+    for index, record in enumerate(chunk.records):
+        if record.stream == STEP and record.data.endswith(b"\n"):
+            return attrs.evolve(chunk, records=chunk.records[: index + 1], next_offset=record.end)
+    return chunk
 
 
 def _only_ended(statuses: OrderedDict[str, RunStatus]) -> OrderedDict[str, RunStatus]:

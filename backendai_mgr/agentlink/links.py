@@ -148,6 +148,18 @@ class Link:
         answer = await self._call(calls.InterruptRun(kernel_id=kernel_id, run_id=run_id))
         return None if answer is None else _as(RunStatus, answer)
 
+    async def answer_run(
+        self, kernel_id: KernelId, run_id: str, *, offset: int | None, text: str | None
+    ) -> RunStatus:
+        """Answer the prompt at ``offset`` (None: whichever waits); ``text`` None is the end of all input."""
+        call = calls.AnswerRun(kernel_id=kernel_id, run_id=run_id, offset=offset, text=text)
+        return _as(RunStatus, await self._call(call))
+
+    async def complete(self, kernel_id: KernelId, code: str, cursor: int) -> Sequence[str]:
+        """Whole replacements of the word before ``cursor``, in characters of ``code``."""
+        call = calls.Complete(kernel_id=kernel_id, code=code, cursor=cursor)
+        return _as(list[str], await self._call(call))
+
     async def read_output(
         self, kernel_id: KernelId, run_id: str, *, offset: int, max_bytes: int, wait: float
     ) -> Output:

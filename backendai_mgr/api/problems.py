@@ -65,6 +65,7 @@ _REFUSALS: Mapping[type[errors.Refusal], tuple[str, str, int]] = {
     ),
     errors.RunConflict: ("run-already-exists", "The run ID was used with another request.", 409),
     errors.Conflict: ("conflict", "The present state does not allow this operation.", 409),
+    errors.NoRoom: ("insufficient-storage", "The session's machine has no room left.", 507),
     errors.QuotaExceeded: ("quota-exceeded", "You have reached your resource limit.", 412),
     errors.PayloadTooLarge: (*BAD_REQUEST, 413),
     errors.Unavailable: (*UNAVAILABLE, 503),

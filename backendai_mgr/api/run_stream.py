@@ -2,15 +2,18 @@
 
 import json
 from functools import partial
+from typing import Any
 
 import trio
 from quart import Blueprint
 
 from ..domain.accounts import Caller
+from ..domain.errors import Conflict
 from .auth import authenticated
 from .body import query_parameters
 from .context import admit_work, services
-from .models.runs import FollowOutput, check_within, end_reply, records_reply
+from .decoding import clean_text
+from .models.runs import LARGEST_INPUT, LARGEST_OFFSET, FollowOutput, check_within, end_reply, records_reply
 from .output import BATCH_SECONDS, Intake, Joiner
 from .sockets import INVALID_DATA, POLICY, Socket, current_socket, race, serve, stop_with_server
 
@@ -23,7 +26,9 @@ async def follow(caller: Caller, name: str, run_id: str) -> None:
     """Frames ``{"records", "next_offset"}``, at the end one with ``finished``.
 
     A client that comes back with the last ``next_offset`` misses nothing. ``{"interrupt": true}`` from it
-    interrupts the run.
+    interrupts the run, ``{"input": text, "offset": number}`` answers the prompt at that offset (without one:
+    whichever waits; null: the end of all input), and ``{"ack": offset}`` is taken without an effect. A frame
+    ``{"error"}`` tells of an answer that nobody waits for.
     """
     admit_work()
     offset = query_parameters(FollowOutput).offset
@@ -72,9 +77,38 @@ async def _obey(socket: Socket, caller: Caller, name: str, run_id: str) -> None:
         match command:
             case {"interrupt": True, **rest} if not rest:
                 await services().runs.interrupt(caller, name, run_id)
+            case {"input": _} if (given := _answer_in(command)) is not None:
+                await _answer(socket, caller, name, run_id, *given)
+            case {"ack": int(), **rest} if not rest:
+                pass
             case None:
                 await socket.close_now(INVALID_DATA, "Frames are JSON text.")
                 return
             case _:
-                await socket.close_now(POLICY, 'The only command is {"interrupt": true}.')
+                await socket.close_now(
+                    POLICY, "A command has one member: interrupt, input (and offset), or ack."
+                )
                 return
+
+
+def _answer_in(command: Any) -> tuple[int | None, str | None] | None:
+    """The offset and the text that a frame answers with; None when it is no answer."""
+    text, offset = command["input"], command.get("offset")
+    if not command.keys() <= {"input", "offset"} or not isinstance(text, str | None):
+        return None
+    if offset is not None and not (type(offset) is int and 0 <= offset <= LARGEST_OFFSET):
+        return None
+    try:
+        fits = text is None or len(clean_text(text).encode()) <= LARGEST_INPUT
+    except ValueError:
+        return None
+    return (offset, text) if fits else None
+
+
+async def _answer(
+    socket: Socket, caller: Caller, name: str, run_id: str, offset: int | None, text: str | None
+) -> None:
+    try:
+        await services().runs.answer(caller, name, run_id, offset=offset, text=text)
+    except Conflict as error:
+        await socket.send_value({"error": error.message, "offset": offset})

@@ -12,7 +12,7 @@ from ..wire.rpc import Output, RunStatus
 from .auth import authenticated
 from .body import json_parameters, query_parameters, reply
 from .context import admit_work, limits, services
-from .models.runs import PutRun, ReadOutput, check_within, records_reply, run_reply
+from .models.runs import AnswerRun, ListRuns, PutRun, ReadOutput, check_within, records_reply, run_reply
 from .output import Joiner
 
 blueprint = Blueprint("runs", __name__)
@@ -35,6 +35,25 @@ async def put(caller: Caller, name: str, run_id: str) -> Response:
 async def get(caller: Caller, name: str, run_id: str) -> Response:
     """The state of a run."""
     return reply(_run_reply(*await services().runs.get(caller, name, run_id)))
+
+
+@blueprint.get("/session/<name>/runs")
+@authenticated
+async def list_runs(caller: Caller, name: str) -> Response:
+    """The session's runs, newest first."""
+    query = query_parameters(ListRuns)
+    session, runs = await services().runs.list(caller, name)
+    return reply({"runs": [_run_reply(session, run) for run in runs[: query.limit]]})
+
+
+@blueprint.post("/session/<name>/runs/<run_id>/input")
+@authenticated
+async def answer(caller: Caller, name: str, run_id: str) -> Response:
+    """Answer what a run asks for; the answer is its state then."""
+    given = await json_parameters(AnswerRun, longest=limits().code_body_bytes)
+    return reply(
+        _run_reply(*await services().runs.answer(caller, name, run_id, offset=given.offset, text=given.text))
+    )
 
 
 @blueprint.post("/session/<name>/runs/<run_id>/interrupt")

@@ -266,13 +266,17 @@ class RunEnd:
 
 
 async def follow_run(
-    client: Client, session_id: str, run_id: str, show: Callable[[Sequence[Record]], Awaitable[None]]
+    client: Client,
+    session_id: str,
+    run_id: str,
+    show: Callable[[Sequence[Record]], Awaitable[None]],
+    *,
+    offset: int = 0,
 ) -> RunEnd:
-    """Hand a run's output to *show*, piece by piece from the first byte on; returns how the run ended.
+    """Hand a run's output to *show*, piece by piece from *offset* on; returns how the run ended.
 
     A lost connection is opened again where it broke off; `Away` after a minute without one.
     """
-    offset = 0
     heard = trio.current_time()
     backoff = Backoff(first=0.1, longest=2.0, quiet=5.0)
     while True:

@@ -3,9 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,10 +13,10 @@ import click
 import trio
 
 from ..runtime.config import parse_duration
-from ..wire.records import GAP, STDERR, Record
 from . import options
-from .client import PATIENCE, ApiError, Away, Client, RunEnd, find_target, follow_run, open_client
+from .client import PATIENCE, ApiError, Away, Client, RunEnd, find_target, open_client
 from .errors import CliError, told
+from .following import Follower, exit_code_of
 
 #: After so many seconds of waiting a terminal is told what for, and again when that changes.
 _SAY_WHY = 2.0
@@ -29,9 +27,9 @@ _FAREWELL_HURRIED = 3.0
 
 @attrs.frozen(kw_only=True)
 class _Job:
-    """What to run and where. Without a name the session is new and ours."""
+    """What to run (in the body of the request) and where. Without a name the session is new and ours."""
 
-    code: str
+    what: dict[str, str | None]
     image: str
     session: str | None
     keep: bool
@@ -56,14 +54,31 @@ def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float |
     "-f", "--file", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Code to run."
 )
 @click.option("--timeout", callback=_seconds, help="Interrupt the code after so many seconds (or 10m, 1h).")
+@click.option("--batch", metavar="COMMAND", help="Run this command line instead of code (*: the image's).")
+@click.option("--build", metavar="COMMAND", help="Run this first; when it fails, --batch is not run.")
+@click.option("--clean", metavar="COMMAND", help="Run this before all else.")
 @click.argument("code", required=False)
-def run(data_dir: Path | None, path: Path | None, code: str | None, **rest: Any) -> Any:
+def run(
+    data_dir: Path | None,
+    path: Path | None,
+    code: str | None,
+    batch: str | None,
+    build: str | None,
+    clean: str | None,
+    **rest: Any,
+) -> Any:
     """Run CODE in a session and show its output as it comes.
 
     Without CODE (or as -) it is read from standard input. What the code writes to its standard output and
-    error comes out at ours, and this command exits with its exit code. Ctrl-C interrupts the code; a second
+    error comes out at ours, what it asks for is read from our standard input, and this command exits with its
+    exit code. Ctrl-C interrupts the code; a second
     one leaves. A connection that breaks is opened again, and nothing is lost or run twice.
     """
+    if batch is not None or build is not None or clean is not None:
+        if path is not None or code is not None:
+            raise click.UsageError("Give code, or command lines (--batch, --build, --clean), not both.")
+        what = {"mode": "batch", "clean": clean, "build": build, "exec": batch}
+        return partial(_run, data_dir, _Job(what=what, **rest))
     if path is not None and code is not None:
         raise click.UsageError("Give CODE or --file, not both.")
     try:
@@ -75,7 +90,7 @@ def run(data_dir: Path | None, path: Path | None, code: str | None, **rest: Any)
         raise CliError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise CliError(f"The code is not UTF-8 text (byte {error.start}).") from error
-    return partial(_run, data_dir, _Job(code=code, **rest))
+    return partial(_run, data_dir, _Job(what={"code": code}, **rest))
 
 
 async def _run(data_dir: Path | None, job: _Job) -> int:
@@ -121,7 +136,7 @@ class _Conductor:
         try:
             with self._leave:
                 await self._open_session()
-                self.exit_code = _exit_code(await self._run_code())
+                self.exit_code = exit_code_of(await self._run_code())
         except* BrokenPipeError:
             # Whoever read our output has gone. Nothing more may be written, not even at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -176,17 +191,11 @@ class _Conductor:
         """Start the run, exactly once whatever happens to the connection, and show all of its output."""
         assert self._session_id is not None
         path = f"/session/{self._session_id}/runs/{self._run_id}"
-        body = {"code": self._job.code, "timeout": self._job.timeout}
+        body = {"timeout": self._job.timeout} | self._job.what
         await self._client.call("PUT", path, body=body, patience=PATIENCE)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._interrupt_when_asked, path)
-            end = await follow_run(self._client, self._session_id, self._run_id, _show)
-            nursery.cancel_scope.cancel()
-        return end
-
-    async def _interrupt_when_asked(self, path: str) -> None:
-        await self._interrupt.wait()
-        await self._client.call("POST", f"{path}/interrupt", patience=PATIENCE)
+        follower = Follower(self._client, self._session_id, self._run_id)
+        follower.interrupt = self._interrupt
+        return await follower.follow()
 
     async def _remove_session(self) -> None:
         """End the session that we made. A failure is told but changes nothing of the run's result."""
@@ -205,31 +214,3 @@ class _Conductor:
             click.echo(
                 f"The session {self._name} may still be there: backendai-mgr rm {self._name}", err=True
             )
-
-
-async def _show(records: Sequence[Record]) -> None:
-    """Write output where it belongs. Blocks in a thread, so that a slow reader leaves Ctrl-C working."""
-    for stream, group in groupby(records, key=lambda record: record.stream):
-        pieces = list(group)
-        if stream == GAP:
-            gone = sum(piece.gap for piece in pieces)
-            click.echo(f"[{gone} bytes of output were dropped here]", err=True)
-            continue
-        data = b"".join(piece.data for piece in pieces)
-        file = sys.stderr.buffer if stream == STDERR else sys.stdout.buffer
-        await trio.to_thread.run_sync(_write, file, data, abandon_on_cancel=True)
-
-
-def _write(file: Any, data: bytes) -> None:
-    file.write(data)
-    file.flush()
-
-
-def _exit_code(end: RunEnd) -> int:
-    """The code's own exit code. A sentence on standard error says what an exit code cannot."""
-    if end.state == "timeout":
-        click.echo("The code was interrupted: it ran longer than --timeout allows.", err=True)
-    if end.exit_code is not None:
-        return end.exit_code
-    click.echo(f"The run was lost: {end.reason or 'its session ended'}.", err=True)
-    return 1

@@ -90,3 +90,7 @@ class AgentFailed(Refusal):
         super().__init__(message)
         self.operation = operation
         self.timeout = timeout
+
+
+class NoRoom(Refusal):
+    """The session's machine has no room left for what was asked."""

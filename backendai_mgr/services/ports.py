@@ -316,6 +316,14 @@ class AgentLink(Protocol):
 
     async def interrupt_run(self, kernel_id: KernelId, run_id: str | None) -> RunStatus | None: ...
 
+    async def answer_run(
+        self, kernel_id: KernelId, run_id: str, *, offset: int | None, text: str | None
+    ) -> RunStatus:
+        """Answer the prompt at ``offset`` (None: whichever waits); ``text`` None is the end of all input."""
+
+    async def complete(self, kernel_id: KernelId, code: str, cursor: int) -> Sequence[str]:
+        """Whole replacements of the word before ``cursor``, in characters of ``code``."""
+
     async def read_output(
         self, kernel_id: KernelId, run_id: str, *, offset: int, max_bytes: int, wait: float
     ) -> Output:

@@ -2,7 +2,7 @@
 finds the kernel, its agent's shim decides and answers."""
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 from uuid import uuid4
@@ -10,19 +10,29 @@ from uuid import uuid4
 import attrs
 
 from ..domain.accounts import Caller
-from ..domain.errors import AgentFailed, Conflict, InvalidParameters, NotFound, RunConflict, Unavailable
+from ..domain.errors import (
+    AgentFailed,
+    Conflict,
+    InvalidParameters,
+    NoRoom,
+    NotFound,
+    RunConflict,
+    Unavailable,
+)
 from ..domain.ids import KernelId, is_run_id
 from ..domain.requests import invalid
 from ..domain.sessions import LiveSession
 from ..domain.status import RunState
 from ..wire.callosum import AgentError
 from ..wire.records import ConsoleFold, Record
-from ..wire.rpc import AgentRefusal, AgentUnreachable, Output, RunSpec, RunStatus, Started
+from ..wire.rpc import AgentRefusal, AgentUnreachable, Output, Prompt, RunSpec, RunStatus, Started
 from .directory import Directory
 from .ports import AgentLink, Agents
 
 POLL_BYTES = 1 << 20
 MAX_FOLDS = 4096
+#: The run of a batch session's startup command.
+RESERVED_RUN = "batch-job"
 
 
 @attrs.frozen(kw_only=True)
@@ -49,6 +59,8 @@ class RunService:
         """Start the run unless this id has started already; `RunConflict` when it did with another body."""
         if not is_run_id(run_id):
             raise invalid("run_id", "1 to 64 letters, digits, dots, underscores and dashes")
+        if run_id == RESERVED_RUN:
+            raise invalid("run_id", f"{RESERVED_RUN} is the startup command's")
         live = await self._directory.find(caller.access_key, name, exact=True)
         with _told_by_agent():
             return live, await self._link(live).start_run(live.kernel_id, live.incarnation, run_id, spec)
@@ -67,6 +79,30 @@ class RunService:
         if status is None:
             raise NotFound("run")
         return live, status
+
+    async def list(self, caller: Caller, name: str) -> tuple[LiveSession, Sequence[RunStatus]]:
+        """The runs that the session's kernel remembers, newest first."""
+        live = await self._directory.find(caller.access_key, name, exact=True)
+        with _told_by_agent():
+            runs = await self._link(live).list_runs(live.kernel_id)
+        return live, sorted(runs, key=lambda run: run.queued_at, reverse=True)
+
+    async def answer(
+        self, caller: Caller, name: str, run_id: str, *, offset: int | None, text: str | None
+    ) -> tuple[LiveSession, RunStatus]:
+        """Answer what the run asks for at ``offset`` (None: now); ``text`` None is the end of all input.
+
+        `Conflict` when it does not ask for that (any more).
+        """
+        live = await self._directory.find(caller.access_key, name, exact=True)
+        with _told_by_agent():
+            return live, await self._link(live).answer_run(live.kernel_id, run_id, offset=offset, text=text)
+
+    async def complete(self, caller: Caller, reference: str, code: str, cursor: int) -> Sequence[str]:
+        """Whole replacements of the word before ``cursor``, in characters of ``code``."""
+        live = await self._directory.find(caller.access_key, reference, exact=False)
+        with _told_by_agent():
+            return await self._link(live).complete(live.kernel_id, code, cursor)
 
     async def interrupt_session(self, caller: Caller, reference: str) -> None:
         """Interrupt whatever runs in the session now."""
@@ -101,24 +137,29 @@ class RunService:
         *,
         mode: str,
         run_id: str | None,
-        code: str,
+        spec: RunSpec,
         flush: float = 2.0,
     ) -> ExecuteResult:
-        """The legacy call: start (``query``) or go on with (``continue``) a run, and hand out what it printed
-        since the call before, after its end or ``flush`` seconds."""
-        if mode not in ("query", "continue"):
-            raise invalid("mode", f"Mode {mode!r} is not supported by this version.")
+        """The legacy call: start a run (``query``, ``batch``) or go on with one (``continue``, ``input``
+        with the code as its text), and hand out what it printed since the call before, after its end, the end
+        of a step, a prompt, or ``flush`` seconds."""
+        if mode not in ("query", "batch", "continue", "input"):
+            raise invalid("mode", "is no mode of this call")
         if run_id is None:
-            if mode == "continue":
+            if mode in ("continue", "input"):
                 raise InvalidParameters("continuation requires explicit run ID", {"runId": "required"})
             run_id = uuid4().hex
         if not is_run_id(run_id):
             raise invalid("runId", "1 to 64 letters, digits, dots, underscores and dashes")
+        if run_id == RESERVED_RUN and mode in ("query", "batch"):
+            raise invalid("runId", f"{RESERVED_RUN} is the startup command's")
         live = await self._directory.find(caller.access_key, reference, exact=False)
         with _told_by_agent():
             link = self._link(live)
-            if mode == "query":
-                await link.start_run(live.kernel_id, live.incarnation, run_id, RunSpec(code=code))
+            if mode == "input":
+                await link.answer_run(live.kernel_id, run_id, offset=None, text=spec.code)
+            elif mode != "continue":
+                await link.start_run(live.kernel_id, live.incarnation, run_id, spec)
             piece = await link.poll_run(live.kernel_id, run_id, wait=flush, max_bytes=POLL_BYTES)
         return self._fold(live, run_id, piece)
 
@@ -144,13 +185,31 @@ class RunService:
             self._folds[key] = fold
             if len(self._folds) > MAX_FOLDS:
                 self._folds.popitem(last=False)
-        status, exit_code = legacy_outcome(piece.run) if drained else ("continued", None)
-        return ExecuteResult(run_id=run_id, status=status, exit_code=exit_code, console=console)
+        waits = piece.run.prompt if piece.next_offset >= piece.run.end_offset else None
+        status, exit_code, options = legacy_step(fold, piece.run if drained else None, waits)
+        return ExecuteResult(
+            run_id=run_id, status=status, exit_code=exit_code, console=console, options=options
+        )
+
+
+def legacy_step(
+    fold: ConsoleFold, ended: RunStatus | None, waits: Prompt | None
+) -> tuple[str, int | None, Mapping[str, Any] | None]:
+    """Status, exit code, options: after the end of a step or of the run, a prompt, or plain output."""
+    if fold.step_end is not None:
+        return f"{fold.step_end['step']}-finished", fold.step_end["exit_code"], None
+    if ended is not None:
+        return *legacy_outcome(ended), None
+    if waits is not None:
+        return "waiting-input", None, {"is_password": waits.is_password}
+    return "continued", None, None
 
 
 def legacy_outcome(run: RunStatus) -> tuple[str, int | None]:
-    """Status and exit code of an ended query run as the legacy interfaces show them (api-sessions §5.5)."""
+    """Status and exit code of an ended run as the legacy interfaces show them (api-sessions §5.5)."""
     match run.state:
+        case RunState.FINISHED if run.mode == "batch":
+            return "finished", run.exit_code
         case RunState.TIMEOUT:
             return "exec-timeout", None
         case RunState.FINISHED:
@@ -183,6 +242,8 @@ _REFUSALS: Mapping[str, Any] = {
     "stale-incarnation": lambda message: Unavailable("The session is being restarted.", retry_after=1),
     "no-such-run": lambda message: NotFound("run"),
     "run-conflict": lambda message: RunConflict("This run id was used with another request body."),
+    "no-prompt": lambda message: Conflict("The run does not ask for this input (any more)."),
+    "no-room": lambda message: NoRoom("There is no room to record the run."),
     "queue-full": lambda message: Conflict("Too many runs wait in this session."),
     "bad-request": lambda message: InvalidParameters("The agent refused the request.", {"run": message}),
     "offset-past-end": lambda message: invalid("offset", "past the end of the finished run"),

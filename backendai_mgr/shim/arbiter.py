@@ -215,6 +215,8 @@ class Arbiter:
         run = self.current
         if run is None or run.number != number or (run.prompt is not None and asked is None):
             return []
+        if run.order is not None and run.order.stdin is not None and asked is not None:
+            return [Answer(run, asked, run.next_line())]
         run.asked = asked
         run.state = RunState.WAITING_INPUT
         return [Asked(run, is_password)]

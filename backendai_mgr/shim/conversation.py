@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import selectors
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,6 @@ from backendai_mgr.shim.framing import BadMessage
 from backendai_mgr.shim.guest import INTERPRETER, Channel, Guest
 
 MAX_MATCHES = 1000  # completions
-_JSON_STREAMS = ("media", "html")
 
 
 class Listener(Protocol):
@@ -138,8 +138,18 @@ class Conversation:
                 self._listener.done(number, exit_code, interrupted)
             case {"prompt": int(prompt), "is_password": bool(is_password)}:
                 self._listener.asked(prompt, is_password)
-            case {"display": str(stream), "data": str(data)} if stream in _JSON_STREAMS:
-                self._listener.displayed(stream, data)
+            case {"display": "html", "data": str(markup)}:
+                self._listener.displayed("html", markup)
+            case {"display": "media", "data": str(data)}:
+                self._listener.displayed("media", _parsed(data))
             case {"completions": int(number), "matches": list(matches)}:
                 if answer := self._completing.pop(number, None):
                     answer([str(match) for match in matches[:MAX_MATCHES]])
+
+
+def _parsed(data: str) -> Any:
+    """The item of a display, which the interpreter sends as JSON."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadMessage("a display that is not JSON") from error

@@ -30,7 +30,7 @@ from backendai_mgr.shim.guest import INTERPRETER, Command, Guest, SpawnFailed, s
 from backendai_mgr.shim.memory import OutOfMemory
 from backendai_mgr.shim.output import BoundedLog
 from backendai_mgr.shim.recorder import Recorder
-from backendai_mgr.shim.run import Instant, Order, Refused, Run
+from backendai_mgr.shim.run import Instant, Order, Refused, Run, as_line
 from backendai_mgr.shim.runstore import RunStore
 from backendai_mgr.shim.spec import KernelIdentity, Setup
 
@@ -256,7 +256,7 @@ class Kernel:
                 case Send(run):
                     self._hand_over(run)
                 case Execute(run, line):
-                    self._execute(run, line)
+                    self._execute(run, line, run.step_stdin())
                 case StepEnded(run, step, exit_code):
                     self._record(run, "step", {"step": step, "exit_code": exit_code})
                     run.step_end = run.end_offset
@@ -312,7 +312,7 @@ class Kernel:
         if self._inside is not None and asked is not None:
             self._inside.answer(asked, text)
         elif self._inside is not None:
-            self._inside.feed(self._command_number, text)
+            self._inside.feed(self._command_number, as_line(text))
         self._tell(run)
 
     def _signal(self, command: int) -> None:

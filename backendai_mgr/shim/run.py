@@ -6,6 +6,7 @@ import enum
 from typing import Any, NamedTuple, TypedDict
 
 STEPS = ("clean", "build", "exec")
+MAX_STDIN = 1 << 20  # characters
 _RUN_ID_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
@@ -71,7 +72,8 @@ class RunStatus(TypedDict):
 class Order(NamedTuple):
     """A validated request to start a run.  `timeout` in seconds, counted from when it starts running.
 
-    `steps` are the command lines of a batch run, None for those that are skipped.
+    `steps` are the command lines of a batch run, None for those that are skipped.  `stdin` is all the input
+    that there will be: its lines answer the prompts of a query, and a batch run's last step reads it.
     """
 
     run_id: str
@@ -81,11 +83,12 @@ class Order(NamedTuple):
     code: str
     timeout: float | None
     steps: tuple[str | None, ...] = ()
+    stdin: str | None = None
 
     @property
     def size(self) -> int:
         """Characters that are kept while it waits."""
-        return len(self.code) + sum(len(line or "") for line in self.steps)
+        return len(self.code) + len(self.stdin or "") + sum(len(line or "") for line in self.steps)
 
 
 class Run:
@@ -127,6 +130,19 @@ class Run:
         run.end_offset, run.step_end = status["end_offset"], status.get("step_end", 0)
         run.started_at, run.ended_at = status["started_at"], status["ended_at"]
         return run
+
+    def step_stdin(self) -> str | None:
+        """What the present step reads before the end of its input; None if it can be fed."""
+        if self.order is None or self.order.stdin is None or self.step is None:
+            return None
+        return self.order.stdin if STEPS[self.step] == "exec" else ""
+
+    def next_line(self) -> str | None:
+        """Take the next line of the input that came with the order; None at its end."""
+        assert self.order is not None
+        line, newline, rest = (self.order.stdin or "").partition("\n")
+        self.order = self.order._replace(stdin=rest)
+        return line if line or newline else None
 
     def status(self) -> RunStatus:
         return {
@@ -171,8 +187,16 @@ def parse_order(request: dict[str, Any]) -> Order:
     steps = tuple(spec.get(step) for step in STEPS) if mode == "batch" else ()
     if not all(line is None or (isinstance(line, str) and "\0" not in line) for line in steps):
         raise Refused("bad-request", f"{', '.join(STEPS)} must be command lines")
-    return Order(run_id, incarnation, digest, mode, code, timeout, steps)
+    stdin = spec.get("stdin")
+    if not (stdin is None or (isinstance(stdin, str) and len(stdin) <= MAX_STDIN)):
+        raise Refused("bad-request", f"stdin must be text of at most {MAX_STDIN} characters")
+    return Order(run_id, incarnation, digest, mode, code, timeout, steps, stdin)
 
 
 def is_run_id(text: str) -> bool:
     return 0 < len(text) <= 64 and _RUN_ID_LETTERS.issuperset(text)
+
+
+def as_line(text: str | None) -> str | None:
+    """An answer as a program reads it: a whole line, whether or not the answer ends with its newline."""
+    return text if text is None or text.endswith("\n") else text + "\n"

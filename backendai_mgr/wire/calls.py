@@ -119,6 +119,30 @@ class InterruptRun(Call):
 
 
 @attrs.frozen(kw_only=True)
+class AnswerRun(Call):
+    """-> `RunStatus`. ``offset`` names the prompt (None: whichever waits); ``text`` None ends all input.
+
+    Refused: no-prompt, no-such-run.
+    """
+
+    method: ClassVar[str] = "answer_run"
+    kernel_id: UUID
+    run_id: str = attrs.field(validator=_RUN_ID)
+    offset: int | None = attrs.field(validator=optional(ge(0)))
+    text: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Complete(Call):
+    """-> ``[str, …]``: whole replacements of the word before ``cursor`` (in characters of ``code``)."""
+
+    method: ClassVar[str] = "complete"
+    kernel_id: UUID
+    code: str
+    cursor: int = attrs.field(validator=ge(0))
+
+
+@attrs.frozen(kw_only=True)
 class ReadOutput(Call):
     """-> `Output` from ``offset`` on, after at most ``wait`` s. Refused: offset-past-end, no-such-run."""
 
@@ -136,7 +160,8 @@ class ReadOutput(Call):
 
 @attrs.frozen(kw_only=True)
 class PollRun(Call):
-    """-> `Output` from the run's own cursor on; when the run has ended, or after ``wait`` seconds."""
+    """-> `Output` from the run's own cursor on; when the run or a step of it has ended, when it
+    asks for input, or after ``wait`` seconds."""
 
     method: ClassVar[str] = "poll_run"
     kernel_id: UUID
@@ -238,7 +263,8 @@ CALLS: Mapping[str, type[Call]] = {
     call.method: call
     for call in (
         CreateKernel, DestroyKernel, MakeReport,
-        StartRun, GetRun, ListRuns, InterruptRun, ReadOutput, PollRun,
+        StartRun, GetRun, ListRuns, InterruptRun, AnswerRun, Complete,
+        ReadOutput, PollRun,
         ListFiles, ReadFile, WriteFile, ArchiveFile, ReadLog,
     )
 }  # fmt: skip

@@ -6,16 +6,24 @@ data; it says that the ``gap`` bytes from its offset on are gone.
 
 import base64
 import codecs
+import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import attrs
 
 STDOUT = "stdout"
 STDERR = "stderr"
+MEDIA = "media"
+HTML = "html"
+STEP = "step"
+PROMPT = "prompt"
 GAP = "gap"
+#: Streams of JSON, an item per line; a line may be split between records.
+JSON_STREAMS = frozenset({MEDIA, HTML, STEP, PROMPT})
 #: Streams whose bytes are UTF-8 text; a character may be split between two records.
-TEXT_STREAMS = frozenset({STDOUT, STDERR, "html", "log"})
+TEXT_STREAMS = frozenset({STDOUT, STDERR, "log"}) | JSON_STREAMS
 
 
 @attrs.frozen
@@ -72,31 +80,72 @@ def from_json(value: dict[str, Any]) -> Record:
     return Record(value["offset"], round(value["time"] * 1e9), value["stream"], data, value.get("gap", 0))
 
 
+class JsonLines:
+    """The items of the streams of JSON lines. An item of which a part was lost is passed over."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, bytes] = {}
+
+    def items(self, record: Record) -> list[Any]:
+        """The items that end in *record*, which is of such a stream, or is a gap."""
+        if record.stream == GAP:
+            self._begun.clear()
+            return []
+        *lines, rest = (self._begun.pop(record.stream, b"") + record.data).split(b"\n")
+        if rest:
+            self._begun[record.stream] = rest
+        items = []
+        for line in lines:
+            with suppress(ValueError):
+                items.append(json.loads(line))
+        return items
+
+
 class ConsoleFold:
     """Folds records into the legacy console list ``[[type, text], …]`` (api-sessions §5.5).
 
     Neighbours of one stream are merged. A character that is split between records is held back until its
-    rest arrives; ``final=True`` lets a broken rest out as U+FFFD.
+    rest arrives; ``final=True`` lets a broken rest out as U+FFFD. The ends of steps and prompts do not show.
     """
 
     def __init__(self) -> None:
         make = codecs.getincrementaldecoder("utf-8")
         self._decoders = {stream: make(errors="replace") for stream in (STDOUT, STDERR)}
+        self._lines = JsonLines()
+        #: The end of a step, and the offset of a prompt, that the last fold came by last.
+        self.step_end: dict[str, Any] | None = None
+        self.prompt: int | None = None
 
     def fold(self, records: Iterable[Record], *, final: bool = False) -> list[list[Any]]:
         """The console items for *records*, which follow those of the call before."""
         console: list[list[Any]] = []
+        self.step_end = self.prompt = None
         for record in records:
             if record.stream == GAP:
+                self._lines.items(record)
                 self._add(console, STDERR, f"\n[{record.gap} bytes of output were dropped here]\n")
             elif record.stream in self._decoders:
                 self._add(console, record.stream, self._decoders[record.stream].decode(record.data))
+            elif record.stream in JSON_STREAMS:
+                self._add_items(console, record)
             else:
                 console.append([record.stream, record.data.decode(errors="replace")])
         if final:
             for stream, decoder in self._decoders.items():
                 self._add(console, stream, decoder.decode(b"", final=True))
         return console
+
+    def _add_items(self, console: list[list[Any]], record: Record) -> None:
+        for item in self._lines.items(record):
+            match record.stream, item:
+                case "media", [str(kind), str(data)]:
+                    console.append([MEDIA, [kind, data]])
+                case "html", str(markup):
+                    console.append([HTML, markup])
+                case "step", {"step": str(), "exit_code": int()}:
+                    self.step_end = item
+                case "prompt", dict():
+                    self.prompt = record.offset
 
     @staticmethod
     def _add(console: list[list[Any]], stream: str, text: str) -> None:

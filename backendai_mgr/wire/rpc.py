@@ -20,6 +20,8 @@ RefusalCode = Literal[
     "kernel-ended",
     "bad-request",
     "offset-past-end",
+    "no-prompt",
+    "no-room",
     "create-failed",
     "no-such-file",
     "is-folder",
@@ -73,11 +75,20 @@ class KernelSpec:
 
 @attrs.frozen(kw_only=True)
 class RunSpec:
-    """The parsed and defaulted body of a run; ``timeout`` in seconds, None for no limit."""
+    """The parsed and defaulted body of a run; ``timeout`` in seconds, None for no limit.
 
-    mode: Literal["query"] = "query"
-    code: str
+    A query runs ``code``. A batch run executes the command lines ``clean``, ``build`` and ``exec``: None
+    skips a step, ``*`` is what the image does there. ``stdin`` is all the input that the run will get;
+    without it the run may ask.
+    """
+
+    mode: Literal["query", "batch"] = "query"
+    code: str = ""
     timeout: float | None = None
+    clean: str | None = None
+    build: str | None = None
+    exec: str | None = None
+    stdin: str | None = None
 
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON of this body; equal bodies are the same run."""
@@ -86,8 +97,19 @@ class RunSpec:
 
 
 @attrs.frozen(kw_only=True)
+class Prompt:
+    """What a run asks for; the ``offset`` of its record names it."""
+
+    offset: int
+    is_password: bool
+
+
+@attrs.frozen(kw_only=True)
 class RunStatus:
-    """A run as its shim tells it. Times in seconds since the epoch, ``end_offset`` in payload bytes."""
+    """A run as its shim tells it. Times in seconds since the epoch, ``end_offset`` in payload bytes.
+
+    ``step`` of a batch run is executed now; ``step_end`` follows the record of the last that ended.
+    """
 
     run_id: str
     incarnation: int
@@ -100,6 +122,9 @@ class RunStatus:
     queued_at: float
     started_at: float | None = None
     ended_at: float | None = None
+    step: str | None = None
+    step_end: int = 0
+    prompt: Prompt | None = None
 
     @property
     def ended(self) -> bool:

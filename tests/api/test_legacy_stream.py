@@ -154,7 +154,7 @@ async def test_a_stopping_server_says_so_and_keeps_the_run(server):
         ('{"mode": "query", "mode": "query"}', "body"),
         ('{"mode": 5, "code": ""}', "mode"),
         ('{"mode": "fly", "code": ""}', "mode"),
-        ('{"mode": "batch", "code": ""}', "mode"),
+        ('{"mode": "batch", "options": {"exec": 1}}', "options.exec"),
         ('{"mode": "input", "code": ""}', "mode"),
         ('{"mode": "continue", "code": ""}', "mode"),
         ('{"mode": "query", "code": 5}', "code"),

@@ -145,6 +145,11 @@ async def test_the_client_interrupts(server, client):
         ('{"interrupt": true, "more": 1}', 1008),
         ('{"interrupt": 1}', 1008),
         ('{"stdin": "x"}', 1008),
+        ('{"input": 1}', 1008),
+        ('{"input": "x", "offset": -1}', 1008),
+        ('{"input": "x", "offset": true}', 1008),
+        ('{"input": "x", "more": 1}', 1008),
+        ('{"ack": "x"}', 1008),
     ],
 )
 async def test_garbage_closes_with_a_reason(server, client, frame, code):

@@ -24,6 +24,7 @@ class FakeRun:
         self.status = status
         self.records: list[Record] = []
         self.cursor = 0
+        self.answers: list[str | None] = []
 
     def write(self, data: bytes, stream: str = "stdout") -> None:
         """The program prints one record."""
@@ -245,6 +246,21 @@ class FakeAgent:
             run = self._run(kernel_id, run_id)
         run.finish(130, RunState.CANCELLED)
         return run.status
+
+    async def answer_run(
+        self, kernel_id: UUID, run_id: str, offset: int | None, text: str | None
+    ) -> RunStatus:
+        await self._called("answer_run")
+        run = self._run(kernel_id, run_id)
+        if run.status.prompt is None or offset not in (None, run.status.prompt.offset):
+            raise AgentRefusal("no-prompt", run_id)
+        run.answers.append(text)
+        run._set(prompt=None, state=RunState.RUNNING)
+        return run.status
+
+    async def complete(self, kernel_id: UUID, code: str, cursor: int) -> list[str]:
+        await self._called("complete")
+        return [code[:cursor] + "()"]
 
     async def read_output(
         self, kernel_id: UUID, run_id: str, *, offset: int, max_bytes: int, wait: float

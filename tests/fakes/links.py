@@ -38,6 +38,7 @@ class FakeAgent:
         self.logs: list[LogPiece] = [LogPiece(data=b"log\n", before=None)]
         #: What `poll_run` and `read_output` hand out next: (records, next_offset, ended).
         self.pieces: list = []
+        self.answers: list = []
         self._changed = trio.Event()
 
     # what tests do to it
@@ -139,6 +140,16 @@ class FakeAgent:
     async def interrupt_run(self, kernel_id, run_id):
         await self._called("interrupt_run")
         return None if run_id is None else await self.get_run(kernel_id, run_id)
+
+    async def answer_run(self, kernel_id, run_id, *, offset, text):
+        run = await self.get_run(kernel_id, run_id)
+        await self._called("answer_run")
+        self.answers.append((offset, text))
+        return run
+
+    async def complete(self, kernel_id, code, cursor):
+        await self._called("complete")
+        return [f"{code[:cursor]}()"]
 
     async def poll_run(self, kernel_id, run_id, *, wait, max_bytes):
         run = await self.get_run(kernel_id, run_id)

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from backendai_mgr.domain.accounts import Caller, Credential, KeypairPolicy, Role
-from backendai_mgr.domain.errors import InvalidParameters, NotFound, RunConflict
+from backendai_mgr.domain.errors import Conflict, InvalidParameters, NotFound, RunConflict
 from backendai_mgr.domain.ids import AccessKey, AgentId, SessionId, is_run_id
 from backendai_mgr.domain.sessions import LiveSession, Session
 from backendai_mgr.domain.status import RunState, Status
@@ -237,6 +237,7 @@ class FakeRuns:
         self.program: Callable[[FakeRun], None] = lambda run: None
         self.refusal: BaseException | None = None
         self.executed: list[Any] = []
+        self.answers: list[Any] = []
         self._folds: dict[str, tuple[ConsoleFold, int]] = {}
 
     def _enter(self, reference: str) -> LiveSession:
@@ -278,6 +279,25 @@ class FakeRuns:
         live = self._enter(name)
         self._run(run_id).interrupt()
         return live, self.runs[run_id].status
+
+    async def list(self, caller: Caller, name: str) -> tuple[LiveSession, list[RunStatus]]:
+        return self._enter(name), [run.status for run in reversed(self.runs.values())]
+
+    async def answer(
+        self, caller: Caller, name: str, run_id: str, *, offset: int | None, text: str | None
+    ) -> tuple[LiveSession, RunStatus]:
+        live = self._enter(name)
+        run = self._run(run_id)
+        prompt = run.status.prompt
+        if prompt is None or offset not in (None, prompt.offset):
+            raise Conflict("The run does not ask for this input (any more).")
+        self.answers.append((offset, text))
+        run.status = attrs.evolve(run.status, prompt=None, state=RunState.RUNNING)
+        return live, run.status
+
+    async def complete(self, caller: Caller, reference: str, code: str, cursor: int) -> Any:
+        self._enter(reference)
+        return [code[:cursor] + "()"]
 
     async def interrupt_session(self, caller: Caller, reference: str) -> None:
         self._enter(reference)
@@ -331,14 +351,14 @@ class FakeRuns:
         *,
         mode: str,
         run_id: str | None,
-        code: str,
+        spec: RunSpec,
         flush: float = 2.0,
     ) -> ExecuteResult:
         self._enter(reference)
-        self.executed.append((mode, run_id, code))
-        if mode == "query":
+        self.executed.append((mode, run_id, spec.code))
+        if mode in ("query", "batch"):
             run_id = run_id or uuid4().hex
-            await self.put(caller, reference, run_id, RunSpec(code=code))
+            await self.put(caller, reference, run_id, spec)
         assert run_id is not None
         run = self._run(run_id)
         console = ConsoleFold().fold(run.read(0), final=run.status.ended)

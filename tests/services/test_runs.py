@@ -58,11 +58,11 @@ async def test_runs_need_exact_names_and_the_legacy_call_takes_prefixes(world, a
         with pytest.raises(NotFound):
             await world.runs.put(CALLER, "test", "r1", RunSpec(code="1"))
         world.agents["i-1"].pieces = [([Record(0, 0, "stdout", b"1\n")], 2, True)]
-        result = await world.runs.execute(CALLER, "test", mode="query", run_id=None, code="print(1)")
+        result = await world.runs.execute(CALLER, "test", mode="query", run_id=None, spec=RunSpec(code="1"))
         assert (result.status, result.exit_code, result.console) == ("finished", 0, [["stdout", "1\n"]])
         assert len(result.run_id) == 32
         with pytest.raises(NotFound):
-            await world.runs.execute(ADMIN, "test", mode="query", run_id=None, code="")
+            await world.runs.execute(ADMIN, "test", mode="query", run_id=None, spec=RunSpec(code=""))
         nursery.cancel_scope.cancel()
 
 
@@ -75,22 +75,30 @@ async def test_a_character_between_two_polls_comes_out_whole(world, autojump_clo
             ([Record(0, 0, "stdout", b"a" + e[:1])], 2, False),
             ([Record(2, 0, "stdout", e[1:])], 3, True),
         ]
-        first = await world.runs.execute(CALLER, "test-session", mode="query", run_id="r", code="x")
+        first = await world.runs.execute(
+            CALLER, "test-session", mode="query", run_id="r", spec=RunSpec(code="x")
+        )
         assert (first.status, first.console) == ("continued", [["stdout", "a"]])
-        second = await world.runs.execute(CALLER, "test-session", mode="continue", run_id="r", code="")
+        second = await world.runs.execute(
+            CALLER, "test-session", mode="continue", run_id="r", spec=RunSpec(code="")
+        )
         assert (second.status, second.console) == ("finished", [["stdout", "é"]])
         assert not world.runs._folds
         nursery.cancel_scope.cancel()
 
 
+SPEC = RunSpec(code="x")
+
+
 @pytest.mark.parametrize(
     ("mode", "run_id", "field"),
-    [("batch", "r", "mode"), ("input", "r", "mode"), ("", "r", "mode"), ("continue", None, "runId"),
+    [("batch", "batch-job", "runId"), ("input", None, "runId"), ("", "r", "mode"),
+     ("continue", None, "runId"),
      ("query", "a/b", "runId"), ("query", "x" * 65, "runId")],
 )  # fmt: skip
 async def test_bad_legacy_calls_name_the_field(world, mode, run_id, field):
     with pytest.raises(InvalidParameters) as caught:
-        await world.runs.execute(CALLER, "test", mode=mode, run_id=run_id, code="")
+        await world.runs.execute(CALLER, "test", mode=mode, run_id=run_id, spec=RunSpec(code=""))
     assert list(caught.value.data) == [field]
 
 

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from backendai_mgr.shim import arbiter as subject
 from backendai_mgr.shim.arbiter import (
     Arbiter,
+    Asked,
     Ended,
     Interrupt,
     Kill,
@@ -334,6 +335,26 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def began(self) -> None:
         self.carry_out(self.arbiter.began(self.arbiter.current.number))
+
+    @rule(number=st.integers(0, 15), asked=st.none() | st.integers(1, 3))
+    def asks(self, number: int, asked: int | None) -> None:
+        for effect in self.arbiter.asks(number, asked, False):
+            assert isinstance(effect, Asked)
+            assert effect.run is self.arbiter.current
+            effect.run.prompt = {"offset": effect.run.number, "is_password": False}
+
+    @rule(name=st.integers(0, 12), offset=st.none() | st.integers(0, 15))
+    def answer(self, name: int, offset: int | None) -> None:
+        run = self.arbiter.find(f"r{name}")
+        waits = None if run is None else run.prompt
+        try:
+            run, (effect,) = self.arbiter.answer(f"r{name}", offset, "text")
+        except Refused:
+            assert waits is None or offset not in (None, waits["offset"])
+        else:
+            assert waits is not None, "an answer needs a prompt"
+            assert effect.run is run is self.arbiter.current
+            assert run.prompt is None, "a prompt is answered once"
 
     @rule(number=st.integers(0, 15), code=st.integers(0, 3), interrupted=st.booleans())
     def done(self, number: int, code: int, interrupted: bool) -> None:

@@ -27,6 +27,8 @@ CALLS = [
     (calls.GetRun(kernel_id=KERNEL, run_id="r"), 15),
     (calls.ListRuns(kernel_id=KERNEL), 15),
     (calls.InterruptRun(kernel_id=KERNEL, run_id=None), 30),
+    (calls.AnswerRun(kernel_id=KERNEL, run_id="r", offset=None, text="yes"), 15),
+    (calls.Complete(kernel_id=KERNEL, code="pri", cursor=3), 15),
     (calls.ReadOutput(kernel_id=KERNEL, run_id="r", offset=7, max_bytes=10, wait=5.5), 20.5),
     (calls.PollRun(kernel_id=KERNEL, run_id="r", wait=2, max_bytes=10), 17),
     (calls.MakeReport(epoch=3), 5),

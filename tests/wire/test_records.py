@@ -92,3 +92,25 @@ def test_a_broken_rest_is_shown_at_the_end_only():
     fold = ConsoleFold()
     assert fold.fold([Record(0, 0, "stdout", "é".encode()[:1])]) == []
     assert fold.fold([], final=True) == [["stdout", "�"]]
+
+
+def test_items_of_json_lines_show_whole_however_they_are_split():
+    text = b'["image/png", "QUJD"]\n'
+    fold = ConsoleFold()
+    assert fold.fold([Record(0, 0, "media", text[:7])]) == []
+    assert fold.fold([Record(7, 0, "media", text[7:])]) == [["media", ["image/png", "QUJD"]]]
+    assert fold.fold([Record(30, 0, "html", b'"<b>x</b>"\n')]) == [["html", "<b>x</b>"]]
+
+
+def test_steps_and_prompts_are_told_but_not_shown():
+    fold = ConsoleFold()
+    step = Record(0, 0, "step", b'{"step":"build","exit_code":2}\n')
+    assert fold.fold([step]) == []
+    assert (fold.step_end, fold.prompt) == ({"step": "build", "exit_code": 2}, None)
+    assert fold.fold([Record(40, 0, "prompt", b'{"is_password":false}\n')]) == []
+    assert (fold.step_end, fold.prompt) == (None, 40)
+
+
+def test_an_item_of_which_a_part_was_lost_is_passed_over():
+    records = [Record(0, 0, "html", b'"<b'), Record(3, 0, "gap", b"", 9), Record(12, 0, "html", b'>"\n"y"\n')]
+    assert [item for item in ConsoleFold().fold(records) if item[0] == "html"] == [["html", "y"]]

@@ -12,7 +12,7 @@ from uuid import UUID
 import attrs
 
 from ...wire.reports import ImageReport
-from ...wire.rpc import KernelSpec
+from ...wire.rpc import KernelSpec, RunSpec
 from ..processes import Process
 from ..scratch import Scratch
 
@@ -40,6 +40,9 @@ class Backend(Protocol):
 
     def stats(self) -> Mapping[str, Any]:
         """Numbers for the agent's reports."""
+
+    def lines(self, spec: KernelSpec, run: RunSpec) -> RunSpec:
+        """The run with the image's own command lines where it says ``*``."""
 
     async def run(self) -> None:
         """Do what is not part of a call, until cancelled."""

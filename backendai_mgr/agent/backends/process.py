@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,11 +11,12 @@ from secrets import token_hex
 from typing import Any, Self
 from uuid import UUID
 
+import attrs
 import trio
 
 from ...shim.failpoint import VARIABLE
 from ...wire.reports import ImageReport
-from ...wire.rpc import KernelSpec
+from ...wire.rpc import KernelSpec, RunSpec
 from ..accounts import AccountBook, separate_accounts
 from ..enclosure import Enclosure, KernelLimits, find_enclosure
 from ..environ import early_environ
@@ -32,6 +34,16 @@ _STARTS_PER_CPU = 4
 _DEFAULT_LIMITS = KernelLimits()
 #: Seconds for a killed shim to be gone.
 END_TIMEOUT = 5.0
+
+
+def _default_lines(interpreter: str) -> Mapping[str, str | None]:
+    """What ``*`` means in the steps of a batch run."""
+    python = shlex.quote(interpreter)
+    return {
+        "clean": None,
+        "build": f"if [ -f Makefile ]; then make; elif [ -f setup.py ]; then {python} setup.py develop; fi",
+        "exec": f"{python} main.py",
+    }
 
 
 class ProcessBackend:
@@ -98,6 +110,15 @@ class ProcessBackend:
 
     def stats(self) -> Mapping[str, Any]:
         return {"pool": self._pool.stats()}
+
+    def lines(self, spec: KernelSpec, run: RunSpec) -> RunSpec:
+        if run.mode != "batch":
+            return run
+        image = self._images.get(spec.image)  # it may have gone since the kernel started
+        defaults = _default_lines("python3" if image is None else image.interpreter)
+        given = {"clean": run.clean, "build": run.build, "exec": run.exec}
+        clean, build, exec_ = (defaults[step] if line == "*" else line for step, line in given.items())
+        return attrs.evolve(run, clean=clean, build=build, exec=exec_)
 
     async def run(self) -> None:
         """Keep ready what starts take, until cancelled. First what an earlier agent had ready is ended."""
