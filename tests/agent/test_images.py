@@ -6,7 +6,7 @@ import pytest
 
 from backendai_mgr.agent.accounts import Account, run_as, separate_accounts
 from backendai_mgr.agent.backends.process import ProcessBackend
-from backendai_mgr.agent.images import find_images, load_manifests, packaged_manifests
+from backendai_mgr.agent.images import Commands, VersionQuery, find_images, load_manifests, packaged_manifests
 from backendai_mgr.runtime.config import ConfigError
 from backendai_mgr.runtime.paths import socket_dir
 
@@ -16,8 +16,7 @@ ACCOUNT = Account(61000, 61000) if separate_accounts() else None
 
 @pytest.fixture
 def python():
-    (manifest,) = load_manifests(packaged_manifests())
-    return manifest
+    return next(found for found in load_manifests(packaged_manifests()) if found.name == "python")
 
 
 async def test_the_python_image_is_reported_with_the_version_that_really_runs(python):
@@ -96,3 +95,31 @@ def test_a_wrong_manifest_is_refused_by_file_and_key(tmp_path, text, key):
 def test_a_folder_without_manifests_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
         load_manifests(tmp_path)
+
+
+def test_two_manifests_with_the_same_alias_are_refused_naming_both(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text(f"name = '{name}'\nruntime = 'command'\naliases = ['x']\n")
+    with pytest.raises(ConfigError, match=r"one and two.*'x'"):
+        load_manifests(tmp_path)
+
+
+async def test_a_command_is_asked_for_its_version_through_the_probe(python):
+    manifest = attrs.evolve(
+        python,
+        name="c",
+        runtime="command",
+        interpreters=(),
+        command=("/usr/bin/gcc",),
+        version=VersionQuery(argv=("-dumpfullversion",), pattern=r"^(\d+)"),
+        commands=Commands(build="make"),
+    )
+    (image,) = await find_images([manifest], ACCOUNT)
+    assert re.fullmatch(r"local/c:\d+", image.name)
+    assert image.command_for("build", "*") == "make"
+    assert image.command_for("build", "cc a.c") == "cc a.c"
+
+    async def nothing(argv):
+        assert argv == ["/usr/bin/gcc", "-dumpfullversion"]
+
+    assert await find_images([manifest], ACCOUNT, nothing) == []
