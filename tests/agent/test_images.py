@@ -3,6 +3,7 @@ import re
 
 import attrs
 import pytest
+import trio
 
 from backendai_mgr.agent.accounts import Account, run_as, separate_accounts
 from backendai_mgr.agent.backends.process import ProcessBackend
@@ -123,3 +124,38 @@ async def test_a_command_is_asked_for_its_version_through_the_probe(python):
         assert argv == ["/usr/bin/gcc", "-dumpfullversion"]
 
     assert await find_images([manifest], ACCOUNT, nothing) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "good", "bad"),
+    [
+        ("c", "main.c", '#include <stdio.h>\nint main(void) { puts("hi"); return 0; }\n', "int main( {"),
+        ("cpp", "main.cpp", '#include <iostream>\nint main() { std::cout << "hi\\n"; }\n', "int main( {"),
+        ("shell", "main.sh", "echo hi\n", None),
+    ],
+)
+async def test_the_command_lines_of_a_language_run(name, file, good, bad, tmp_path):
+    manifests = [found for found in load_manifests(packaged_manifests()) if found.name == name]
+    (image,) = await find_images(manifests, ACCOUNT)
+
+    async def run(line, given=b""):
+        return await trio.run_process(
+            ["/bin/sh", "-c", line],
+            cwd=tmp_path,
+            stdin=given,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+
+    with trio.fail_after(60):
+        assert (await run(image.query_command, good.encode())).stdout == b"hi\n"
+        (tmp_path / file).write_text(good)
+        assert (await run(image.command_for("build", "*"))).returncode == 0
+        assert (await run(image.command_for("exec", "*"))).stdout == b"hi\n"
+        if bad:
+            failed = await run(image.query_command, bad.encode())
+            assert failed.returncode != 0
+            assert file.encode() in failed.stderr
+        (tmp_path / "Makefile").write_text("all:\n\t@echo made\n")
+        assert (await run(image.command_for("build", "*"))).stdout == b"made\n"
