@@ -78,6 +78,7 @@ async def run_agent(
             backend,
             offered,
             session_lifetime=config.session_lifetime,
+            run_timeout=config.run_timeout,
             upload_size=config.upload_size,
         ) as registry,
         trio.open_nursery() as nursery,

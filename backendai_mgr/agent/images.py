@@ -3,12 +3,14 @@
 import hashlib
 import json
 import platform
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import attrs
+import trio
 
 from ..runtime.config import ConfigError, load_toml, structure
 from ..runtime.resources import resource
@@ -35,16 +37,60 @@ def _file_name(_: object, __: object, value: str) -> None:
         raise ValueError("name must be letters, digits, dashes or underscores")
 
 
+#: Runs an argv the way kernels do; its standard output, or None if it failed or took too long.
+Probe = Callable[[Sequence[str]], Awaitable[bytes | None]]
+
+
+def _pattern(_: object, __: object, value: str) -> None:
+    try:
+        groups = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(f"pattern is no regular expression: {error}") from error
+    if groups != 1:
+        raise ValueError("pattern must have exactly one group, the version")
+
+
+@attrs.frozen(kw_only=True)
+class VersionQuery:
+    """How a command is asked for its version: its arguments, and where its output has the version."""
+
+    argv: tuple[str, ...]
+    pattern: str = attrs.field(validator=_pattern)
+
+
+@attrs.frozen(kw_only=True)
+class Commands:
+    """Lines for ``/bin/sh -c`` in the work folder: what ``*`` means per step, and a query (code on stdin)."""
+
+    clean: str = ""
+    build: str = ""
+    exec: str = ""
+    query: str = ""
+
+
 @attrs.frozen(kw_only=True)
 class Manifest:
     """A runtime that may be on the machine, as a file in ``conf/images`` describes it."""
 
     name: str = attrs.field(validator=_file_name)
-    runtime: Literal["python"]
+    runtime: Literal["python", "command"]
     #: Commands to try, absolute or `SELF`; the first that the kernel's account can execute is taken.
-    interpreters: tuple[str, ...]
+    interpreters: tuple[str, ...] = ()
+    #: The same for the runtime "command".
+    command: tuple[str, ...] = ()
+    version: VersionQuery | None = None
+    #: Further folders that the sandbox binds read-only at the same place.
+    paths: tuple[str, ...] = ()
+    environ: Mapping[str, str] = attrs.Factory(dict)
+    commands: Commands = Commands()
     aliases: tuple[str, ...] = ()
     labels: Mapping[str, str] = attrs.Factory(dict)
+
+    def __attrs_post_init__(self) -> None:
+        if self.runtime == "python" and not self.interpreters:
+            raise ValueError("interpreters must name at least one command")
+        if self.runtime == "command" and not (self.command and self.version):
+            raise ValueError("command and version are needed for this runtime")
 
     def digest(self, interpreter: str) -> str:
         """``sha256:`` and the hex digest of what this image is: the manifest with *interpreter*."""
@@ -60,8 +106,21 @@ class LocalImage:
     manifest: Manifest
     interpreter: str
     version: str
-    #: Folders that the interpreter needs, wherever they are.
+    #: Folders that it needs, wherever they are.
     paths: tuple[Path, ...] = ()
+
+    @property
+    def query_command(self) -> str:
+        """The line that gets a program on standard input; empty if the image has none."""
+        return self.manifest.commands.query
+
+    def environ(self) -> dict[str, str]:
+        return dict(self.manifest.environ)
+
+    def command_for(self, step: Literal["clean", "build", "exec"], given: str) -> str:
+        """The line of *step*: *given*, or the image's default where that is ``*``."""
+        default: str = getattr(self.manifest.commands, step)
+        return default if given.strip() == "*" else given
 
     @property
     def name(self) -> str:
@@ -84,6 +143,10 @@ class LocalImage:
         )
 
 
+#: What runs the guest of kernels that have no Python of their own.
+GUEST = Manifest(name="guest", runtime="python", interpreters=(SELF, "/usr/bin/python3"))
+
+
 def packaged_manifests() -> Path:
     """The folder of manifests that comes with the package."""
     return Path(str(resource("conf/images")))
@@ -98,44 +161,78 @@ def load_manifests(folder: Path) -> list[Manifest]:
             manifests.append(structure(Manifest, document))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
+    _check_aliases(manifests)
     if not manifests:
         raise ConfigError(f"{folder} holds no image manifest (*.toml).")
     return manifests
 
 
-async def find_images(manifests: Iterable[Manifest], account: Account | None) -> list[LocalImage]:
-    """The images whose interpreter *account* (None: the agent's own) can really run. Tries each once."""
-    images = []
+def _check_aliases(manifests: Iterable[Manifest]) -> None:
+    owners: dict[str, str] = {}
     for manifest in manifests:
-        for candidate in _commands(manifest.interpreters):
-            found = await _probe(candidate, account)
+        for alias in manifest.aliases:
+            other = owners.setdefault(alias, manifest.name)
+            if other != manifest.name:
+                raise ConfigError(f"aliases: {other} and {manifest.name} both claim {alias!r}.")
+
+
+async def find_images(
+    manifests: Iterable[Manifest], account: Account | None, probe: Probe | None = None
+) -> list[LocalImage]:
+    """The images that *account* (None: the agent's own) can really run, in the order of *manifests*.
+
+    *probe* runs a candidate the way kernels are run; without it, `run_as` does, outside of a sandbox.
+    """
+    known = list(manifests)
+    found: list[LocalImage | None] = [None] * len(known)
+
+    async def default(argv: Sequence[str]) -> bytes | None:
+        result = await run_as(account, list(argv), environ={"PATH": "/usr/bin:/bin"}, timeout=_PROBE_TIMEOUT)
+        return None if result is None or result.returncode != 0 else result.stdout
+
+    async def look(index: int, manifest: Manifest) -> None:
+        found[index] = await _find(manifest, probe or default)
+
+    async with trio.open_nursery() as nursery:
+        for index, manifest in enumerate(known):
+            nursery.start_soon(look, index, manifest)
+    return [image for image in found if image is not None]
+
+
+async def _find(manifest: Manifest, probe: Probe) -> LocalImage | None:
+    for candidate in _commands(manifest.interpreters or manifest.command):
+        with trio.move_on_after(_PROBE_TIMEOUT):
+            found = await (_ask_python if manifest.runtime == "python" else _ask)(manifest, candidate, probe)
             if found is not None:
-                version, *paths = found
-                images.append(
-                    LocalImage(
-                        manifest=manifest,
-                        interpreter=candidate,
-                        version=version,
-                        paths=tuple(map(Path, dict.fromkeys(paths))),
-                    )
+                version, paths = found
+                paths += [Path(path) for path in manifest.paths]
+                return LocalImage(
+                    manifest=manifest,
+                    interpreter=candidate,
+                    version=version,
+                    paths=tuple(dict.fromkeys(paths)),
                 )
-                break
-    return images
+    return None
+
+
+async def _ask(manifest: Manifest, command: str, probe: Probe) -> tuple[str, list[Path]] | None:
+    """The version of a command, as its manifest says how to ask for it."""
+    assert manifest.version is not None
+    output = await probe([command, *manifest.version.argv])
+    match = re.search(manifest.version.pattern, (output or b"").decode("utf-8", "replace").strip())
+    return None if match is None else (match[1], [])
+
+
+async def _ask_python(manifest: Manifest, command: str, probe: Probe) -> tuple[str, list[Path]] | None:
+    """The version of an interpreter, and the folders that it needs."""
+    output = await probe([command, "-I", "-c", _PROBE])
+    version, *paths = (output or b"").decode("utf-8", "surrogateescape").splitlines() or [""]
+    major, _, minor = version.partition(".")
+    if not (major.isdecimal() and minor.isdecimal()) or (int(major), int(minor)) < (3, 6):
+        return None
+    return version, [Path(path) for path in paths]
 
 
 def _commands(interpreters: Sequence[str]) -> list[str]:
     # sys.executable is empty where the interpreter is embedded in another program.
     return [command for name in interpreters if (command := sys.executable if name == SELF else name)]
-
-
-async def _probe(command: str, account: Account | None) -> list[str] | None:
-    """The version, and the folders that it needs."""
-    argv = [command, "-I", "-c", _PROBE]
-    result = await run_as(account, argv, environ={"PATH": "/usr/bin:/bin"}, timeout=_PROBE_TIMEOUT)
-    if result is None or result.returncode != 0:
-        return None
-    version, *paths = result.stdout.decode("utf-8", "surrogateescape").splitlines() or [""]
-    major, _, minor = version.partition(".")
-    if not (major.isdecimal() and minor.isdecimal()) or (int(major), int(minor)) < (3, 6):
-        return None
-    return [version, *paths]

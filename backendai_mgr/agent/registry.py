@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from uuid import UUID
 
+import attrs
 import trio
 
 from ..domain.ids import is_run_id
@@ -53,6 +54,7 @@ class KernelRegistry:
         clock: Callable[[], float],
         upload_size: int = UPLOAD_SIZE,
         session_lifetime: float = 0.0,
+        run_timeout: float = 0.0,
     ) -> None:
         self._store = store
         self._backend = backend
@@ -61,6 +63,7 @@ class KernelRegistry:
         self._boot = boot
         self._clock = clock
         self._lifetime = session_lifetime
+        self._run_timeout = run_timeout
         self._version = _own_version()
         self._files = FileAccess(upload_size)
         self._kernels: dict[UUID, Kernel] = {}
@@ -222,8 +225,11 @@ class KernelRegistry:
         if not is_run_id(run_id):
             raise AgentRefusal("bad-request", "a run id is 1 to 64 letters, digits and . _ -")
         kernel = self._kernel_here(kernel_id)
-        lines = self._backend.lines(kernel.spec, spec)
-        return await kernel.runs.start(incarnation, run_id, digest, lines)
+        if not spec.timeout and self._run_timeout:
+            spec = attrs.evolve(spec, timeout=self._run_timeout)
+        if spec.mode == "batch":
+            spec = self._backend.lines(kernel.spec, spec)
+        return await kernel.runs.start(incarnation, run_id, digest, spec)
 
     async def get_run(self, kernel_id: UUID, run_id: str) -> RunStatus:
         return await self._runs(kernel_id).get(run_id)
@@ -267,12 +273,14 @@ async def open_registry(
     offered: Slots,
     *,
     session_lifetime: float = 0.0,
+    run_timeout: float = 0.0,
     clock: Callable[[], float] = time.time,
     upload_size: int = UPLOAD_SIZE,
 ) -> AsyncIterator[KernelRegistry]:
     """The registry of the kernels in *store*, those of earlier agents adopted; the back end runs meanwhile.
 
-    Kernels end *session_lifetime* seconds after their start (0: never). On leaving kernels go on: the next
+    Kernels end *session_lifetime* seconds after their start, and runs that name no limit of their own are
+    interrupted after *run_timeout* seconds (0: never). On leaving kernels go on: the next
     registry adopts them. Raises `DataDirInUse`.
     """
     with _locked(store.data_dir / "agent.lock"):
@@ -285,6 +293,7 @@ async def open_registry(
                 offered,
                 nursery,
                 boot=boot,
+                run_timeout=run_timeout,
                 clock=clock,
                 session_lifetime=session_lifetime,
                 upload_size=upload_size,

@@ -37,16 +37,20 @@ class Listener(Protocol):
 
 
 class Conversation:
-    def __init__(self, selector: selectors.BaseSelector, guest: Guest, listener: Listener) -> None:
+    def __init__(
+        self, selector: selectors.BaseSelector, guest: Guest, listener: Listener, *, interpreted: bool
+    ) -> None:
+        """`interpreted`: there is an interpreter."""
+        self._interpreted = interpreted
         self._selector = selector
         self._guest = guest
         self._listener = listener
         self._numbers = INTERPRETER
         self._completing: dict[int, Callable[[list[str]], None]] = {}
         self._closed = False
-        for channel, heard in (guest.control, self._guest_says), (guest.interpreter, self._interpreter_says):
-            ready = partial(self._ready, channel, heard)
-            selector.register(channel.socket, selectors.EVENT_READ, ready)
+        self._listen(guest.control, self._guest_says)
+        if interpreted:
+            self._listen(guest.interpreter, self._interpreter_says)
 
     def close(self) -> None:
         self._closed = True
@@ -55,12 +59,17 @@ class Conversation:
                 self._selector.unregister(channel.socket)
         self.give_up_completing()
 
+    def _listen(self, channel: Channel, heard: Callable[[dict[str, Any]], None]) -> None:
+        ready = partial(self._ready, channel, heard)
+        self._selector.register(channel.socket, selectors.EVENT_READ, ready)
+
     # -- to the kernel
 
     def configure(self, env: dict[str, str], limits: dict[str, int]) -> None:
         order = {"configure": {"env": env, "limits": limits}}
         self._send(self._guest.control, order)
-        self._send(self._guest.interpreter, order)
+        if self._interpreted:
+            self._send(self._guest.interpreter, order)
 
     def run(self, number: int, code: str) -> None:
         self._send(self._guest.interpreter, {"run": number, "code": code})

@@ -105,7 +105,8 @@ class Kernel:
         failpoint("kernel.after_spawn")
         self._guest = guest
         self._recorder.listen(self._selector, guest.stdout, guest.stderr)
-        self._inside = Conversation(self._selector, guest, self)
+        interpreted = self._query_line is None
+        self._inside = Conversation(self._selector, guest, self, interpreted=interpreted)
         if self._setup is not None:
             self._inside.configure(*self._setup)
         self._timers["start"] = time.monotonic() + START_LIMIT
@@ -260,7 +261,8 @@ class Kernel:
                 case StepEnded(run, step, exit_code):
                     self._record(run, "step", {"step": step, "exit_code": exit_code})
                     run.step_end = run.end_offset
-                    self._tell(run)
+                    if not run.state.ended:  # that is told when all is logged
+                        self._tell(run)
                 case Asked(run, is_password):
                     offset = self._record(run, "prompt", {"is_password": is_password})
                     run.prompt = {"offset": offset, "is_password": is_password}

@@ -71,7 +71,7 @@ class Site:
             "incarnation": 1,
             "cluster_id": "test",
             "session_name": "mysession",
-            "image": self.backend.images()[0].name,
+            "image": next(image.name for image in self.backend.images() if "python" in image.aliases),
             "architecture": os.uname().machine,
             "slots": {"cpu": "1", "mem": "67108864"},
         }

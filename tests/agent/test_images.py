@@ -3,11 +3,12 @@ import re
 
 import attrs
 import pytest
+import trio
 
 from backendai_mgr.agent.accounts import Account, run_as, separate_accounts
 from backendai_mgr.agent.backends.process import ProcessBackend
 from backendai_mgr.agent.cgroups import find_cgroups
-from backendai_mgr.agent.images import find_images, load_manifests, packaged_manifests
+from backendai_mgr.agent.images import Commands, VersionQuery, find_images, load_manifests, packaged_manifests
 from backendai_mgr.agent.scratch import KernelStore
 from backendai_mgr.runtime.config import ConfigError
 from backendai_mgr.runtime.paths import socket_dir
@@ -15,11 +16,12 @@ from backendai_mgr.runtime.paths import socket_dir
 #: One that no kernel is given.
 ACCOUNT = Account(61000, 61000) if separate_accounts() else None
 
+JAVA = 'public class Main { public static void main(String[] a) { System.out.println("hi"); } }\n'
+
 
 @pytest.fixture
 def python():
-    (manifest,) = load_manifests(packaged_manifests())
-    return manifest
+    return next(found for found in load_manifests(packaged_manifests()) if found.name == "python")
 
 
 async def test_the_python_image_is_reported_with_the_version_that_really_runs(python):
@@ -31,7 +33,7 @@ async def test_the_python_image_is_reported_with_the_version_that_really_runs(py
     assert report.architecture == platform.machine()
     assert report.aliases == ["python"]
     assert report.labels["ai.backend.kernelspec"] == "1"
-    assert report.labels["ai.backend.features"] == "query uid-match"
+    assert report.labels["ai.backend.features"] == "batch query uid-match"
     assert report.resources == {"cpu": {"min": "1", "max": None}, "mem": {"min": "64m", "max": None}}
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", report.digest)
 
@@ -103,3 +105,73 @@ def test_a_wrong_manifest_is_refused_by_file_and_key(tmp_path, text, key):
 def test_a_folder_without_manifests_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
         load_manifests(tmp_path)
+
+
+def test_two_manifests_with_the_same_alias_are_refused_naming_both(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text(
+            f"name = '{name}'\nruntime = 'python'\ninterpreters = ['x']\naliases = ['x']\n"
+        )
+    with pytest.raises(ConfigError, match=r"one and two.*'x'"):
+        load_manifests(tmp_path)
+
+
+async def test_a_command_is_asked_for_its_version_through_the_probe(python):
+    manifest = attrs.evolve(
+        python,
+        name="c",
+        runtime="command",
+        interpreters=(),
+        command=("/usr/bin/gcc",),
+        version=VersionQuery(argv=("-dumpfullversion",), pattern=r"^(\d+)"),
+        commands=Commands(build="make"),
+    )
+    (image,) = await find_images([manifest], ACCOUNT)
+    assert re.fullmatch(r"local/c:\d+", image.name)
+    assert image.command_for("build", "*") == "make"
+    assert image.command_for("build", "cc a.c") == "cc a.c"
+
+    async def nothing(argv):
+        assert argv == ["/usr/bin/gcc", "-dumpfullversion"]
+
+    assert await find_images([manifest], ACCOUNT, nothing) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "good", "bad"),
+    [
+        ("c", "main.c", '#include <stdio.h>\nint main(void) { puts("hi"); return 0; }\n', "int main( {"),
+        ("cpp", "main.cpp", '#include <iostream>\nint main() { std::cout << "hi\\n"; }\n', "int main( {"),
+        ("node", "main.js", "console.log('hi')\n", None),
+        ("java", "Main.java", JAVA, "class {"),
+        ("shell", "main.sh", "echo hi\n", None),
+    ],
+)
+async def test_the_command_lines_of_a_language_run(name, file, good, bad, tmp_path):
+    manifests = [found for found in load_manifests(packaged_manifests()) if found.name == name]
+    images = await find_images(manifests, ACCOUNT)
+    if not images:
+        pytest.skip(f"{name} is not here")
+    (image,) = images
+
+    async def run(line, given=b""):
+        return await trio.run_process(
+            ["/bin/sh", "-c", line],
+            cwd=tmp_path,
+            stdin=given,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+
+    with trio.fail_after(60):
+        assert (await run(image.query_command, good.encode())).stdout == b"hi\n"
+        (tmp_path / file).write_text(good)
+        assert (await run(image.command_for("build", "*"))).returncode == 0
+        assert (await run(image.command_for("exec", "*"))).stdout == b"hi\n"
+        if bad:
+            failed = await run(image.query_command, bad.encode())
+            assert failed.returncode != 0
+            assert file.encode() in failed.stderr
+        (tmp_path / "Makefile").write_text("all:\n\t@echo made\n")
+        assert (await run(image.command_for("build", "*"))).stdout == b"made\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.shim.client import HOST, PATIENCE
-from tests.shim.host_driver import HostDied, HostProcess, host, in_state, pythons
+from tests.shim.host_driver import HostProcess, host, in_state, pythons
 
 FORKING = (
     "import os, signal, sys\n"
@@ -112,29 +112,20 @@ def test_completion_can_be_interrupted(kernel: HostProcess) -> None:
 
 @pytest.mark.parametrize("python", pythons())
 def test_configuration(python: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("value = 5")
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "theirs.py").write_text("value = 6")
+    (tmp_path / "theirs.py").write_text("value = 6")
     with host([python, HOST], {"GONE": "1", "TZ": "UTC"}) as kernel:
-        env = {"A": "\xe9", "PATH": "/bin:/usr/bin", "TZ": "XYZ-3", "PYTHONPATH": f"{tmp_path}/elsewhere"}
-        kernel.send(configure={"env": env, "cwd": str(tmp_path)})
+        env = {"A": "\xe9", "PATH": "/bin:/usr/bin", "TZ": "XYZ-3", "PYTHONPATH": str(tmp_path)}
+        kernel.send(configure={"env": env, "limits": {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": 99}})
         out = kernel.run(
-            "import os, time, mine, theirs\nprint(sorted(os.environ)); time.tzname[0], os.getcwd()"
+            "import os, time, resource, theirs\n"
+            "print(sorted(os.environ)); time.tzname[0], resource.getrlimit(resource.RLIMIT_NOFILE)"
         ).out
         names, rest = out.splitlines()
         assert set(eval(names)) - {"LC_CTYPE"} == set(env)
-        assert rest == repr(("XYZ", str(tmp_path)))
+        assert rest == repr(("XYZ", (99, 99)))
         assert kernel.run("_ = os.system('echo $A-$GONE')").out == "\xe9-\n"
-        kernel.send(configure={"env": {}, "cwd": "/"})
-        assert kernel.run("os.getcwd() != '/'").out == "True\n"
-
-
-def test_a_working_directory_that_is_not_there(tmp_path: Path) -> None:
-    with host() as kernel:
-        kernel.send(configure={"env": {}, "cwd": str(tmp_path / "gone")})
-        with pytest.raises(HostDied):
-            kernel.run("1")
-        assert "the working directory cannot be entered" in kernel.printed(1)
+        kernel.send(configure={"env": {}, "limits": {}})
+        assert kernel.run("os.environ['TZ']").out == "'XYZ-3'\n"
 
 
 @pytest.mark.parametrize("python", pythons())

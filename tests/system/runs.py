@@ -40,16 +40,20 @@ class Runs:
         finally:
             http.call("DELETE", f"/session/{made.json()['sessionId']}")
 
-    def start(self, code: str, **body: Any) -> str:
+    def start(self, code: str | None = None, **body: Any) -> str:
         """Start a run and return its URL."""
         url = f"/session/{self.session_id}/runs/{uuid4().hex}"
-        answer = self.http.call("PUT", url, body={"code": code, **body})
+        answer = self.http.call("PUT", url, body={**({} if code is None else {"code": code}), **body})
         assert answer.status_code == 201, answer.text
         return url
 
     def run(self, code: str, **body: Any) -> tuple[str, int | None]:
         """Run to the end: standard output, and the exit code (None: it was lost)."""
         return self.follow(self.start(code, **body))
+
+    def batch(self, **steps: Any) -> tuple[str, int | None]:
+        """The same of a batch run."""
+        return self.follow(self.start(mode="batch", **steps))
 
     def follow(self, url: str) -> tuple[str, int | None]:
         text, offset = "", 0

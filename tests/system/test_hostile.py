@@ -11,6 +11,8 @@ from .harness import Installation, Up, processes_of, temporary_dir, wait_until
 from .http import Http
 from .runs import Runs
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module", params=["as root", "as an ordinary user"])
 def up(request: pytest.FixtureRequest) -> Iterator[Up]:

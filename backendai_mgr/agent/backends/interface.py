@@ -38,11 +38,11 @@ class Backend(Protocol):
     def missing(self) -> Mapping[str, str]:
         """Capabilities that kernels lack here, each with a sentence that says what follows from it."""
 
+    def lines(self, kernel: KernelSpec, run: RunSpec) -> RunSpec:
+        """The batch run with what the kernel's image has for steps that are ``*``."""
+
     def stats(self) -> Mapping[str, Any]:
         """Numbers for the agent's reports."""
-
-    def lines(self, spec: KernelSpec, run: RunSpec) -> RunSpec:
-        """The run with the image's own command lines where it says ``*``."""
 
     async def run(self) -> None:
         """Do what is not part of a call, until cancelled."""

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,11 +15,11 @@ import trio
 
 from ...shim.failpoint import VARIABLE
 from ...wire.reports import ImageReport
-from ...wire.rpc import KernelSpec, RunSpec
+from ...wire.rpc import AgentRefusal, KernelSpec, RunSpec
 from ..accounts import AccountBook, separate_accounts
 from ..enclosure import Enclosure, KernelLimits, find_enclosure
 from ..environ import early_environ
-from ..images import LocalImage, Manifest, find_images
+from ..images import GUEST, LocalImage, Manifest, find_images
 from ..pool import Member, Pool
 from ..processes import held
 from ..scratch import KernelStore, Scratch
@@ -34,16 +33,6 @@ _STARTS_PER_CPU = 4
 _DEFAULT_LIMITS = KernelLimits()
 #: Seconds for a killed shim to be gone.
 END_TIMEOUT = 5.0
-
-
-def _default_lines(interpreter: str) -> Mapping[str, str | None]:
-    """What ``*`` means in the steps of a batch run."""
-    python = shlex.quote(interpreter)
-    return {
-        "clean": None,
-        "build": f"if [ -f Makefile ]; then make; elif [ -f setup.py ]; then {python} setup.py develop; fi",
-        "exec": f"{python} main.py",
-    }
 
 
 class ProcessBackend:
@@ -90,12 +79,17 @@ class ProcessBackend:
         account = None if book is None else book.take(store.data_dir)
         try:
             enclosure = await find_enclosure(store.data_dir, account, inside, limits, sandboxed=sandboxed)
+            guests = await find_images([GUEST], account)
             images = await find_images(manifests, account)
         finally:
             if book and account:
                 book.give_back(account, store.data_dir)
         return cls(
-            images, enclosure, ShimMaker(enclosure, inside, sockets, book, failpoints), store, pool_size
+            images,
+            enclosure,
+            ShimMaker(enclosure, inside, next(iter(guests), None), sockets, book, failpoints),
+            store,
+            pool_size,
         )
 
     def images(self) -> Sequence[ImageReport]:
@@ -108,17 +102,19 @@ class ProcessBackend:
             missing["account"] = f"No interpreter of the image manifests can be executed by {whom}."
         return missing
 
+    def lines(self, kernel: KernelSpec, run: RunSpec) -> RunSpec:
+        image = self._images.get(kernel.image)
+        if image is None:
+            raise AgentRefusal("bad-request", f"this agent has no image {kernel.image} any more")
+        return attrs.evolve(
+            run,
+            clean=image.command_for("clean", run.clean or ""),
+            build=image.command_for("build", run.build or ""),
+            exec=image.command_for("exec", run.exec or ""),
+        )
+
     def stats(self) -> Mapping[str, Any]:
         return {"pool": self._pool.stats()}
-
-    def lines(self, spec: KernelSpec, run: RunSpec) -> RunSpec:
-        if run.mode != "batch":
-            return run
-        image = self._images.get(spec.image)  # it may have gone since the kernel started
-        defaults = _default_lines("python3" if image is None else image.interpreter)
-        given = {"clean": run.clean, "build": run.build, "exec": run.exec}
-        clean, build, exec_ = (defaults[step] if line == "*" else line for step, line in given.items())
-        return attrs.evolve(run, clean=clean, build=build, exec=exec_)
 
     async def run(self) -> None:
         """Keep ready what starts take, until cancelled. First what an earlier agent had ready is ended."""

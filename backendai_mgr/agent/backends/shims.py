@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
@@ -73,11 +73,13 @@ class ShimMaker:
         self,
         enclosure: Enclosure,
         inside: Path,
+        python: LocalImage | None,
         sockets: Path,
         book: AccountBook | None,
         failpoints: str | None,
     ) -> None:
-        """*inside* was made by `publish_inside`."""
+        """*inside* was made by `publish_inside`; *python* runs guests where the image has no Python."""
+        self._python = python
         self._enclosure = enclosure
         self._inside = inside
         self._sockets = sockets
@@ -131,10 +133,14 @@ class ShimMaker:
     def describe(self, place: Place, scratch: Scratch, image: LocalImage, spec: KernelSpec | None) -> None:
         """Write ``spec.json``: of this kernel, or of one that nobody has asked for yet. `StartFailed`."""
         sandbox, group = self._enclosure.sandbox, place.group
+        runtime = image.manifest.runtime
+        python = image if runtime == "python" else self._python
+        if python is None:
+            raise StartFailed("no Python is there that could run the guest of this kernel")
         home = "." if sandbox is None else HOME
-        argv = [image.interpreter, *PYTHON_OPTIONS, str(self._inside / "guest.py"), "python", home]
+        argv = [python.interpreter, *PYTHON_OPTIONS, str(self._inside / "guest.py"), runtime, home]
         if sandbox is not None:
-            argv = [*self._enclose(sandbox, place, scratch, image), *argv]
+            argv = [*self._enclose(sandbox, place, scratch, [*python.paths, *image.paths]), *argv]
         content = {
             "token": place.token,
             "kernel_id": None if spec is None else str(spec.kernel_id),
@@ -149,6 +155,7 @@ class ShimMaker:
             "files": {} if sandbox is None else sandbox.descriptors(scratch.etc),
             "join": [] if group is None else group.join_files(),
             "oom_counter": None if group is None else group.oom_counter(),
+            "query_line": None if runtime == "python" else image.query_command,
             "setup": None if spec is None else self._setup(place, spec, scratch, image),
             "mark": place.mark,
             "leash": UNUSED_LEASH if spec is None else LEASH,
@@ -157,12 +164,12 @@ class ShimMaker:
         }
         write_json(scratch.spec_file, content)
 
-    def _enclose(self, sandbox: Sandbox, place: Place, scratch: Scratch, image: LocalImage) -> list[str]:
+    def _enclose(self, sandbox: Sandbox, place: Place, scratch: Scratch, paths: Sequence[Path]) -> list[str]:
         sandbox.write_files(scratch.etc, place.account)
         return sandbox.argv(
             work=scratch.work,
             network=self._enclosure.limits.network,
-            readable=[self._inside, *image.paths],
+            readable=[self._inside, *paths],
             files=scratch.etc,
         )
 

@@ -201,17 +201,21 @@ class Guest:
 
     def _execute(self, number: int, line: str, stdin: "Optional[str]") -> None:
         theirs, ours = os.pipe()
+        begun, begins = os.pipe()
         try:
             pid = os.fork()
         except OSError as error:  # no process may be added
-            os.close(theirs)
-            os.close(ours)
+            for fd in (theirs, ours, begun, begins):
+                os.close(fd)
             os.write(2, ("cannot execute: %s\n" % error.strerror).encode())
             self.send(exited=number, status=126 << 8)
             return
         if pid == 0:
             self._become(line, theirs)
         os.close(theirs)
+        os.close(begins)
+        os.read(begun, 1)  # until it leads a group of its own, which can then be signalled
+        os.close(begun)
         os.set_blocking(ours, False)
         command = self._commands[pid] = Command(number, pid, ours)
         if stdin is not None:
@@ -222,10 +226,10 @@ class Guest:
         """In the child: turn into the shell that executes the line."""
         try:
             self._be_child()
-            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs should not
-                signal.signal(number, signal.SIG_DFL)
             os.dup2(stdin, 0)
             os.closerange(3, 1 << 16)
+            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs should not
+                signal.signal(number, signal.SIG_DFL)
             os.execve(SHELL, ["sh", "-c", line], self._env)
         except BaseException as error:
             os.write(2, ("cannot execute: %s\n" % error).encode())
