@@ -1,4 +1,4 @@
-"""What is checked. `nox` runs the default sessions within ten minutes; CI runs `nox -s compat` as well."""
+"""What is checked. `nox` takes less than ten minutes; CI runs `nox -s faults compat` as well."""
 
 import os
 
@@ -37,9 +37,16 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Everything but what needs the official client, against the installed package, not the checkout."""
+    """Everything but what takes long or needs more, against the installed package, not the checkout."""
     session.install(".", *dependency_group("test"))
-    run_tests(session, "-m", "not compat", *session.posargs)
+    run_tests(session, "-m", "not compat and not faults", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Processes are killed and stopped, through the whole program; as root and as an ordinary user."""
+    session.install(".", *dependency_group("test"))
+    run_tests(session, "-m", "faults", "tests/faults", *session.posargs)
 
 
 @nox.session

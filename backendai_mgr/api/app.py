@@ -28,7 +28,7 @@ from .auth import check_version
 from .context import EXTENSION, ApiServices, Installed, Limits, current_message
 from .decoding import INVALID, clean_text
 from .front import ROUTE, Application, Front
-from .metrics import Metrics
+from .metrics import Metrics, PoolMetrics
 from .problems import problem_of
 from .sockets import INTERNAL_ERROR, POLICY, Socket, SocketConnection, current_socket
 
@@ -54,6 +54,7 @@ def create_app(services: ApiServices, limits: Limits | None = None) -> Applicati
     """The ASGI application that serves the use cases of *services*."""
     limits = limits or Limits()
     metrics = Metrics(services.registry)
+    services.registry.register(PoolMetrics(services.health.reports))
     app = Api(services, limits, metrics)
     return Front(cast(Application, app), metrics, limits)
 

@@ -1,8 +1,13 @@
 """Counters of the HTTP interface. Labels are routes, not paths, so their number is bounded."""
 
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from ..wire.reports import Report
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 UNMATCHED = "unmatched"
@@ -47,3 +52,27 @@ class Metrics:
     def open_socket(self, route: str) -> AbstractContextManager[None]:
         """Count a websocket as open for the length of a block."""
         return self._sockets.labels(route).track_inprogress()
+
+
+class PoolMetrics(Collector):
+    """What agents report of the kernels that they keep ready; asked for at each scrape."""
+
+    def __init__(self, reports: Callable[[], Mapping[str, Report]]) -> None:
+        self._reports = reports
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["agent", "image"]
+        ready = GaugeMetricFamily("backendai_pool_ready", "Kernels that are ready.", labels=labels)
+        size = GaugeMetricFamily("backendai_pool_size", "Kernels that are to be ready.", labels=labels)
+        hits = CounterMetricFamily("backendai_pool_hits", "Starts that found one.", labels=labels)
+        misses = CounterMetricFamily("backendai_pool_misses", "Starts that found none.", labels=labels)
+        refill = GaugeMetricFamily(
+            "backendai_pool_refill_seconds", "Time that making the latest one took.", labels=labels
+        )
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily]
+        families = {"ready": ready, "size": size, "hits": hits, "misses": misses, "refill_seconds": refill}
+        for agent, report in self._reports().items():
+            for image, numbers in report.stats.get("pool", {}).items():
+                for name, family in families.items():
+                    family.add_metric([agent, image], float(numbers.get(name, 0)))
+        return families.values()

@@ -60,6 +60,8 @@ class LocalOptions:
     allow_unisolated: bool = False
     isolation: str = "auto"
     network: bool = False
+    #: Further settings of the children: (table, key) -> value; tables are ``agent`` and ``manager``.
+    settings: Mapping[tuple[str, str], Any] = attrs.Factory(dict)
     logging: LoggingConfig = LoggingConfig(level="WARNING")
 
 
@@ -300,6 +302,8 @@ class _ChildFiles:
         lines = ["# Written by `backendai-mgr up` at each start; changes here are lost."]
         logging = {"logging": attrs.asdict(self.options.logging)}
         for table, values in {**document, **logging}.items():
+            values = dict(values)
+            values |= {key: value for (where, key), value in self.options.settings.items() if where == table}
             lines.append(f"\n[{table}]")
             # JSON's text, numbers and lists are TOML's too.
             lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]

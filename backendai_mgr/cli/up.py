@@ -1,6 +1,8 @@
 """`up`: the local mode on the command line."""
 
 import signal
+import tomllib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,21 @@ from ..runtime.logging import LoggingConfig, setup_logging
 from ..runtime.paths import default_data_dir
 from . import options
 from .errors import told
+
+
+def _settings(_: click.Context, __: click.Parameter, given: Sequence[str]) -> dict[tuple[str, str], Any]:
+    """``agent.pool-size=0`` and the like; what is no TOML value is text."""
+    settings: dict[tuple[str, str], Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        table, dot, key = name.partition(".")
+        if not (equals and dot and key) or table not in ("agent", "manager"):
+            raise click.BadParameter(f"{text!r} is not agent.KEY=VALUE or manager.KEY=VALUE")
+        try:
+            settings[table, key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[table, key] = value
+    return settings
 
 
 @click.command()
@@ -37,6 +54,14 @@ from .errors import told
     help="Enclose sessions if that can be done here; start only if it can; or do not.",
 )
 @click.option("--network", is_flag=True, help="Let sessions use this machine's network.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="TABLE.KEY=VALUE",
+    callback=_settings,
+    help="A setting of the agent or the manager, as in conf/agent.toml and conf/manager.toml; repeatable.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, not only what goes wrong.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def up(data_dir: Path | None, verbose: bool, log_format: Literal["text", "json"], **rest: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import trio
 
 from ..domain.ids import AgentId
+from ..wire.reports import Report
 from .agents import AgentKeeper
 from .hub import Hub
 
@@ -33,6 +34,10 @@ class Health:
         if any(agent_id not in self._keeper.reports for agent_id in self._awaited):
             found["agent"] = "The agent has not reported yet."
         return found
+
+    def reports(self) -> Mapping[str, Report]:
+        """The newest report of each agent that this worker keeps."""
+        return {str(agent_id): report for agent_id, report in self._keeper.reports.items()}
 
     def details(self) -> Mapping[str, Any]:
         """For ``/readyz?verbose``: also the agents that this worker keeps, and what they cannot do."""

@@ -19,6 +19,7 @@ from backendai_mgr.services.ports import Match, StoreUnavailable
 from backendai_mgr.services.runs import ExecuteResult, legacy_outcome
 from backendai_mgr.services.sessions import CreateRequest, Creation
 from backendai_mgr.wire.records import STDOUT, ConsoleFold, Record
+from backendai_mgr.wire.reports import Report
 from backendai_mgr.wire.rpc import Output, RunSpec, RunStatus, Started
 
 ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
@@ -376,6 +377,10 @@ class FakeHealth:
         self.draining = False
         self.stopping = trio.Event()
         self.wrong: dict[str, str] = {}
+        self.reported: dict[str, Report] = {}
+
+    def reports(self) -> dict[str, Report]:
+        return self.reported
 
     def problems(self) -> dict[str, str]:
         return self.wrong

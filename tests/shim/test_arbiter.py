@@ -390,7 +390,9 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def one_at_a_time(self) -> None:
-        running = [run for run in self.arbiter.runs() if run.state is RunState.RUNNING]
+        running = [
+            run for run in self.arbiter.runs() if run.state in (RunState.RUNNING, RunState.WAITING_INPUT)
+        ]
         assert running == ([] if self.arbiter.current is None else [self.arbiter.current])
         assert set(self.sent) - set(self.ended) == {run.run_id for run in running}
 

@@ -74,6 +74,14 @@ class Runs:
     def _end_reason(self) -> str:
         return str(self.http.call("GET", f"/session/{self.session_id}/why").json()["info"])
 
+    def list(self) -> Any:
+        """The session's runs, newest first."""
+        return self.http.call("GET", f"/session/{self.session_id}/runs").json()["runs"]
+
+    def status(self) -> str:
+        """The session's."""
+        return str(self.http.call("GET", f"/session/{self.session_id}/why").json()["status"])
+
     def why(self) -> str:
         """The sentence of `why`."""
         return str(self.http.call("GET", f"/session/{self.session_id}/why").json()["sentence"])

@@ -62,11 +62,11 @@ def test_an_authenticated_request_needs_no_statement(shared_up: Up, http: Http) 
     assert int(psql(shared_up, count)) - before < requests / 3
 
 
-def test_a_run_starts_once_and_is_read_again_from_any_offset(http: Http, tmp_path: Path) -> None:
+def test_a_run_starts_once_and_is_read_again_from_any_offset(shared_up: Up, http: Http) -> None:
     created = http.call("POST", "/session", body={"name": "once", "image": "python"}).json()
     run = f"/session/{created['sessionId']}/runs/one"
-    witness = "/tmp/witness-{}".format(created["sessionId"])
-    body = {"mode": "query", "code": f"open({witness!r}, 'a').write('x')\nprint('0123456789')"}
+    witness = shared_up.data_dir / "kernels" / created["sessionId"] / "work" / "witness"
+    body = {"mode": "query", "code": "open('witness', 'a').write('x')\nprint('0123456789')"}
     try:
         assert [http.call("PUT", run, body=body).status_code for _ in range(5)] == [201, 200, 200, 200, 200]
         other = body | {"code": "print('other')"}
@@ -80,10 +80,9 @@ def test_a_run_starts_once_and_is_read_again_from_any_offset(http: Http, tmp_pat
         assert whole["exit_code"] == 0
         refused = http.call("GET", f"{run}/output?offset=12")
         assert (refused.status_code, list(refused.json()["data"])) == (400, ["offset"])
-        assert Path(witness).read_text() == "x"
+        assert witness.read_text() == "x"
     finally:
         http.call("DELETE", "/session/once")
-        Path(witness).unlink(missing_ok=True)
 
 
 async def test_sigterm_closes_streams_resumably_and_outlasts_clients_that_never_read(
