@@ -164,8 +164,9 @@ class KernelRegistry:
                 await predecessor.gone.wait()
             return await self._backend.start(spec)
 
+        # No change to be told at once: nobody waits for a kernel that starts, and the report that it runs
+        # would have to wait for the gap after that one.
         self._nursery.start_soon(self._keep, kernel, partial(kernel.live, make_shim))
-        self._note_change()
         return kernel
 
     async def adopt_all(self) -> None:

@@ -1,6 +1,7 @@
 """Kernels as processes of this machine, enclosed by bubblewrap and control groups where those can be had."""
 
 import logging
+import math
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 #: Starts that are under way at once; more would only slow each other down.
 _STARTS_PER_CPU = 4
 _DEFAULT_LIMITS = KernelLimits()
+#: The pool is refilled so many seconds after the latest start, or at the latest so long after one was taken.
+REFILL_QUIET = 0.1
+REFILL_LATEST = 1.0
 #: Seconds for a killed shim to be gone.
 END_TIMEOUT = 5.0
 
@@ -53,6 +57,7 @@ class ProcessBackend:
         self._places: dict[UUID, tuple[Place, Scratch]] = {}
         self._starting = trio.CapacityLimiter(_STARTS_PER_CPU * len(os.sched_getaffinity(0)))
         self._starts = 0
+        self._last_start = -math.inf
         self._idle = trio.Event()
         self._idle.set()
         pooled = [image.name for image in self._images.values() if image.manifest.runtime == "python"]
@@ -143,7 +148,7 @@ class ProcessBackend:
         while (member := self._pool.take(spec.image)) is not None:
             given = False
             try:
-                self._maker.describe(member.place, member.scratch, image, spec)
+                self._maker.give(member.place, member.scratch, image, spec)
                 if given := await member.assign():
                     move = partial(self._maker.move, member.place)
                     scratch = self._store.prepare_ready(spec, member.scratch, move)
@@ -190,11 +195,19 @@ class ProcessBackend:
             yield
         finally:
             self._starts -= 1
+            self._last_start = trio.current_time()
             if not self._starts:
                 self._idle.set()
 
     async def _until_idle(self) -> None:
-        await self._idle.wait()
+        """Until no start is under way nor was just now, so that a refill slows none down; within bounds."""
+        with trio.move_on_after(REFILL_LATEST):
+            while True:
+                await self._idle.wait()
+                quiet_from = self._last_start + REFILL_QUIET
+                if trio.current_time() >= quiet_from:
+                    return
+                await trio.sleep_until(quiet_from)
 
     # -- the pool's members
 

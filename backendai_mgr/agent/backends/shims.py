@@ -164,6 +164,17 @@ class ShimMaker:
         }
         write_json(scratch.spec_file, content)
 
+    def give(self, place: Place, scratch: Scratch, image: LocalImage, spec: KernelSpec) -> None:
+        """Write into ``spec.json`` which kernel one that was nobody's becomes. `StartFailed`."""
+        content = read_json(scratch.spec_file)
+        content |= {
+            "kernel_id": str(spec.kernel_id),
+            "incarnation": spec.incarnation,
+            "setup": self._setup(place, spec, scratch, image),
+            "leash": LEASH,
+        }
+        write_json(scratch.spec_file, content)
+
     def _enclose(self, sandbox: Sandbox, place: Place, scratch: Scratch, paths: Sequence[Path]) -> list[str]:
         sandbox.write_files(scratch.etc, place.account)
         return sandbox.argv(
