@@ -1,6 +1,7 @@
 """The agent is killed at each of its crash points; the next one puts things right."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from backendai_mgr.domain.status import KernelState
 from backendai_mgr.runtime.paths import check_traversable
 from backendai_mgr.shim.failpoint import VARIABLE
 
-from .harness import PATIENCE, Site, destroy, ended, processes_of, run, shims_of
+from .harness import PATIENCE, Site, destroy, ended, processes_of, run, shims_of, until
 
 #: The checkout comes last on the path: it has the tests, while the package may be installed elsewhere.
 VICTIM = f"import sys, runpy; sys.path.append({str(Path(__file__).parents[2])!r})\n" + (
@@ -36,7 +37,33 @@ async def victim(site: Site, kernel_id, action, *more, failpoint="", skip=0) -> 
         )
 
 
-@pytest.mark.parametrize("failpoint", ["kernel.after_scratch", "kernel.after_shim_spawned"])
+COLD = ["kernel.after_scratch", "kernel.after_shim_spawned"]
+WARM = ["kernel.after_given", "kernel.after_assigned", "kernel.after_moved"]
+
+
+def test_every_crash_point_is_reached_below() -> None:
+    agent = Path(backendai_mgr.__file__).parent / "agent"
+    names: set[str] = set()
+    for source in agent.rglob("*.py"):
+        names |= set(re.findall(r'failpoint\("([^"]+)"\)', source.read_text()))
+    assert names == {*COLD, *WARM, "destroy.after_end"}
+
+
+@pytest.mark.parametrize("failpoint", WARM)
+async def test_an_agent_that_died_while_giving_a_kernel_away_can_start_it_again(site, failpoint):
+    kernel_id = uuid4()
+    died = await victim(site, kernel_id, "create-warm", failpoint=failpoint)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    async with site.agent() as registry:
+        spec = site.spec(kernel_id=kernel_id)
+        assert (await registry.create_kernel(spec)).state is KernelState.RUNNING
+        await until(lambda: len(shims_of(site.data_dir)) == 1)
+        assert (await run(registry, spec, "r", "print('ok')"))[0] == "ok\n"
+        await destroy(registry, site, spec)
+    assert shims_of(site.data_dir) == []
+
+
+@pytest.mark.parametrize("failpoint", COLD)
 async def test_an_agent_that_died_while_starting_a_kernel_can_start_it_again(site, failpoint):
     kernel_id = uuid4()
     assert (await victim(site, kernel_id, "create", failpoint=failpoint)).returncode == -signal.SIGKILL
@@ -50,7 +77,7 @@ async def test_an_agent_that_died_while_starting_a_kernel_can_start_it_again(sit
     assert processes_of(kernel_id) == []
 
 
-@pytest.mark.parametrize("failpoint", ["kernel.after_scratch", "kernel.after_shim_spawned"])
+@pytest.mark.parametrize("failpoint", COLD)
 async def test_an_agent_that_died_while_restarting_a_kernel_keeps_its_files(site, failpoint):
     kernel_id = uuid4()
     assert (

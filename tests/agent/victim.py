@@ -14,13 +14,20 @@ import trio
 from backendai_mgr.agent.images import packaged_manifests
 from backendai_mgr.agent.sandbox import USER_UID
 
-from .harness import PATIENCE, Site, destroy, processes_of, run, shims_of
+from .harness import PATIENCE, Site, destroy, processes_of, run, shims_of, until
 
 STRAY = "import subprocess; subprocess.Popen(['setsid', 'sleep', '1000'])"
 
 
 async def create(site: Site, kernel_id: UUID) -> None:
     async with site.agent() as registry:
+        await registry.create_kernel(site.spec(kernel_id=kernel_id))
+
+
+async def create_warm(site: Site, kernel_id: UUID) -> None:
+    site.pool_size = 1
+    async with site.agent() as registry:
+        await until(lambda: all(pool["ready"] for pool in registry.make_report().stats["pool"].values()))
         await registry.create_kernel(site.spec(kernel_id=kernel_id))
 
 
@@ -53,7 +60,13 @@ async def whole_life(site: Site, kernel_id: UUID) -> None:
     assert shims_of(site.data_dir) == []
 
 
-ACTIONS = {"create": create, "restart": restart, "end": end, "whole-life": whole_life}
+ACTIONS = {
+    "create": create,
+    "create-warm": create_warm,
+    "restart": restart,
+    "end": end,
+    "whole-life": whole_life,
+}
 
 
 async def main(data_dir: str, kernel_id: str, action: str) -> None:

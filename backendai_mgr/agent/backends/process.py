@@ -14,7 +14,7 @@ from uuid import UUID
 import attrs
 import trio
 
-from ...shim.failpoint import VARIABLE
+from ...shim.failpoint import VARIABLE, failpoint
 from ...wire.reports import ImageReport
 from ...wire.rpc import AgentRefusal, KernelSpec, RunSpec
 from ..accounts import AccountBook, separate_accounts
@@ -149,9 +149,12 @@ class ProcessBackend:
             given = False
             try:
                 self._maker.give(member.place, member.scratch, image, spec)
+                failpoint("kernel.after_given")
                 if given := await member.assign():
+                    failpoint("kernel.after_assigned")
                     move = partial(self._maker.move, member.place)
                     scratch = self._store.prepare_ready(spec, member.scratch, move)
+                    failpoint("kernel.after_moved")
                     self._places[spec.kernel_id] = member.place, scratch
                     return member.shim
             except BaseException:
