@@ -1,8 +1,6 @@
 """Use cases of a session's files and log. Bytes pass in pieces, of which a worker holds few at once."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import attrs
@@ -11,7 +9,6 @@ import trio
 from ..domain.access import check_acting_for
 from ..domain.accounts import Caller
 from ..domain.errors import (
-    AgentFailed,
     Conflict,
     Forbidden,
     InvalidParameters,
@@ -24,11 +21,11 @@ from ..domain.ids import AccessKey, KernelId
 from ..domain.requests import invalid
 from ..domain.sessions import LiveSession
 from ..domain.status import DEAD, Status
-from ..wire.callosum import AgentError
 from ..wire.calls import MAX_OUTPUT
 from ..wire.files import FilePiece, Listing
-from ..wire.rpc import AgentRefusal, AgentUnreachable
+from ..wire.rpc import AgentRefusal
 from .accounts import KeyCache
+from .agentwords import Refusals, told_by_agent
 from .directory import Directory, only
 from .ports import AgentLink, Agents, Sessions
 
@@ -76,7 +73,7 @@ class FileService:
     async def list(self, caller: Caller, reference: str, path: str, *, exact: bool) -> Listing:
         """What is in a folder, or the file itself."""
         live = await self._directory.find(caller.access_key, reference, exact=exact)
-        with _told_by_agent():
+        with told_by_agent(_REFUSALS):
             return await self._link(live).list_files(live.kernel_id, path)
 
     async def read(
@@ -120,7 +117,7 @@ class FileService:
             piece = body[done : done + MAX_OUTPUT]
             last = done + len(piece) == len(body)
             async with self._pieces:
-                with _told_by_agent():
+                with told_by_agent(_REFUSALS):
                     await self._link(live).write_file(
                         live.kernel_id,
                         path,
@@ -138,7 +135,7 @@ class FileService:
         live = await self._directory.find(caller.access_key, reference, exact=False)
         try:
             async with self._pieces:
-                with _told_by_agent():
+                with told_by_agent(_REFUSALS):
                     return await self._link(live).archive_file(live.kernel_id, path, max_bytes=max_bytes)
         except PayloadTooLarge as error:
             raise PayloadTooLarge(error.message, {"path": (error.data or {})["body"]}) from error
@@ -159,7 +156,7 @@ class FileService:
         if session.agent_id is None or session.agent_addr is None:
             return ""
         try:
-            with _told_by_agent():
+            with told_by_agent(_REFUSALS):
                 link = self._agents.link(session.agent_id, session.agent_addr)
                 return _text(await read_log(link, session.kernel_id, LOG_BYTES))
         except Unavailable as error:
@@ -174,7 +171,7 @@ class FileService:
 
     async def _piece(self, live: LiveSession, path: str, offset: int, length: int) -> FilePiece:
         async with self._pieces:
-            with _told_by_agent():
+            with told_by_agent(_REFUSALS):
                 return await self._link(live).read_file(
                     live.kernel_id, path, offset=offset, max_bytes=max(1, min(length, READ_BYTES))
                 )
@@ -221,31 +218,11 @@ def _text(log: bytes) -> str:
     return log.decode(errors="replace")
 
 
-@contextmanager
-def _told_by_agent() -> Iterator[None]:
-    """Turn what the agent or its link say into our refusals."""
-    try:
-        yield
-    except AgentRefusal as refusal:
-        raise _REFUSALS.get(refusal.code, _failed)(refusal.message or refusal.code) from refusal
-    except AgentUnreachable as error:
-        raise Unavailable("The session's agent does not answer.", retry_after=2) from error
-    except AgentError as error:
-        raise AgentFailed("execute", str(error)) from error
-
-
-def _failed(message: str) -> Exception:
-    return AgentFailed("execute", message)
-
-
 def _wrong_path(message: str) -> Exception:
     return invalid("path", message)
 
 
-_REFUSALS: Mapping[str, Any] = {
-    "no-such-kernel": lambda message: Unavailable("The session's kernel is not there (yet, or any more)."),
-    "kernel-silent": lambda message: Unavailable("The session's kernel does not answer."),
-    "kernel-ended": lambda message: Conflict("The session's kernel has ended."),
+_REFUSALS: Refusals = {
     "no-such-file": lambda message: NotFound("file", "", {"path": message}),
     "is-folder": lambda message: IsFolder("Input validation error", {"path": message}),
     "outside": _wrong_path,

@@ -2,8 +2,8 @@
 finds the kernel, its agent's shim decides and answers."""
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -11,7 +11,6 @@ import attrs
 
 from ..domain.accounts import Caller
 from ..domain.errors import (
-    AgentFailed,
     Conflict,
     InvalidParameters,
     NoRoom,
@@ -23,9 +22,9 @@ from ..domain.ids import KernelId, is_run_id
 from ..domain.requests import invalid
 from ..domain.sessions import LiveSession
 from ..domain.status import RunState
-from ..wire.callosum import AgentError
 from ..wire.records import ConsoleFold, Record
-from ..wire.rpc import AgentRefusal, AgentUnreachable, Output, Prompt, RunSpec, RunStatus, Started
+from ..wire.rpc import Output, Prompt, RunSpec, RunStatus, Started
+from .agentwords import Refusals, told_by_agent
 from .directory import Directory
 from .ports import AgentLink, Agents
 
@@ -62,19 +61,19 @@ class RunService:
         if run_id == RESERVED_RUN:
             raise invalid("run_id", f"{RESERVED_RUN} is the startup command's")
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with _told_by_agent():
+        with told_by_agent(_REFUSALS):
             return live, await self._link(live).start_run(live.kernel_id, live.incarnation, run_id, spec)
 
     async def get(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
         """The run as its shim tells it."""
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with _told_by_agent():
+        with told_by_agent(_REFUSALS):
             return live, await self._link(live).get_run(live.kernel_id, run_id)
 
     async def interrupt(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
         """Interrupt the run, or take it out of the queue; its status afterwards. An ended run stays so."""
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with _told_by_agent():
+        with told_by_agent(_REFUSALS):
             status = await self._link(live).interrupt_run(live.kernel_id, run_id)
         if status is None:
             raise NotFound("run")
@@ -83,7 +82,7 @@ class RunService:
     async def list(self, caller: Caller, name: str) -> tuple[LiveSession, Sequence[RunStatus]]:
         """The runs that the session's kernel remembers, newest first."""
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with _told_by_agent():
+        with told_by_agent(_REFUSALS):
             runs = await self._link(live).list_runs(live.kernel_id)
         return live, sorted(runs, key=lambda run: run.queued_at, reverse=True)
 
@@ -95,19 +94,19 @@ class RunService:
         `Conflict` when it does not ask for that (any more).
         """
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with _told_by_agent():
+        with told_by_agent(_REFUSALS):
             return live, await self._link(live).answer_run(live.kernel_id, run_id, offset=offset, text=text)
 
     async def complete(self, caller: Caller, reference: str, code: str, cursor: int) -> Sequence[str]:
         """Whole replacements of the word before ``cursor``, in characters of ``code``."""
         live = await self._directory.find(caller.access_key, reference, exact=False)
-        with _told_by_agent():
+        with told_by_agent(_REFUSALS):
             return await self._link(live).complete(live.kernel_id, code, cursor)
 
     async def interrupt_session(self, caller: Caller, reference: str) -> None:
         """Interrupt whatever runs in the session now."""
         live = await self._directory.find(caller.access_key, reference, exact=False)
-        with _told_by_agent():
+        with told_by_agent(_REFUSALS):
             await self._link(live).interrupt_run(live.kernel_id, None)
 
     async def output(
@@ -115,7 +114,7 @@ class RunService:
     ) -> Output:
         """Output from ``offset`` on; waits up to ``wait`` seconds for some, or for the run's end."""
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with _told_by_agent():
+        with told_by_agent(_REFUSALS):
             return await self._link(live).read_output(
                 live.kernel_id, run_id, offset=offset, max_bytes=max_bytes, wait=wait
             )
@@ -126,7 +125,7 @@ class RunService:
     ) -> AsyncIterator[AsyncIterator[Record | RunStatus]]:
         """Records from ``offset`` on as they come, then the ended run's status as the last item."""
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with _told_by_agent():
+        with told_by_agent(_REFUSALS):
             async with self._open(live, run_id, offset) as items:
                 yield items
 
@@ -154,7 +153,7 @@ class RunService:
         if run_id == RESERVED_RUN and mode in ("query", "batch"):
             raise invalid("runId", f"{RESERVED_RUN} is the startup command's")
         live = await self._directory.find(caller.access_key, reference, exact=False)
-        with _told_by_agent():
+        with told_by_agent(_REFUSALS):
             link = self._link(live)
             if mode == "input":
                 await link.answer_run(live.kernel_id, run_id, offset=None, text=spec.code)
@@ -218,27 +217,7 @@ def legacy_outcome(run: RunStatus) -> tuple[str, int | None]:
             return "finished", 130
 
 
-@contextmanager
-def _told_by_agent() -> Iterator[None]:
-    """Turn what the agent or its link say into our refusals."""
-    try:
-        yield
-    except AgentRefusal as refusal:
-        raise _REFUSALS.get(refusal.code, _failed)(refusal.message or refusal.code) from refusal
-    except AgentUnreachable as error:
-        raise Unavailable("The session's agent does not answer.", retry_after=2) from error
-    except AgentError as error:
-        raise AgentFailed("execute", str(error)) from error
-
-
-def _failed(message: str) -> Exception:
-    return AgentFailed("execute", message)
-
-
-_REFUSALS: Mapping[str, Any] = {
-    "no-such-kernel": lambda message: Unavailable("The session's kernel is not there (yet, or any more)."),
-    "kernel-silent": lambda message: Unavailable("The session's kernel does not answer."),
-    "kernel-ended": lambda message: Conflict("The session's kernel has ended."),
+_REFUSALS: Refusals = {
     "stale-incarnation": lambda message: Unavailable("The session is being restarted.", retry_after=1),
     "no-such-run": lambda message: NotFound("run"),
     "run-conflict": lambda message: RunConflict("This run id was used with another request body."),
