@@ -1,5 +1,6 @@
 import platform
 import re
+from pathlib import Path
 
 import attrs
 import pytest
@@ -175,3 +176,14 @@ async def test_the_command_lines_of_a_language_run(name, file, good, bad, tmp_pa
             assert file.encode() in failed.stderr
         (tmp_path / "Makefile").write_text("all:\n\t@echo made\n")
         assert (await run(image.command_for("build", "*"))).stdout == b"made\n"
+
+
+async def test_the_example_in_the_documentation_works(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "images.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "perl.toml").write_text(example)
+    (manifest,) = load_manifests(tmp_path)
+    (image,) = await find_images([manifest], ACCOUNT)
+    assert re.fullmatch(r"local/perl:5\.\d+", image.name)
+    known = {field.name for field in attrs.fields(type(manifest))} - {"interpreters"}
+    assert {name for name in known if re.search(rf"^(\[{name}\]|{name} =)", example, re.MULTILINE)} == known
