@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import attrs
 from ..wire.rpc import KernelSpec
 from .accounts import Account, separate_accounts
 from .cgroups import Cgroup, CgroupDriver, find_cgroups
-from .sandbox import Sandbox, find_sandbox, rlimits
+from .images import Probe
+from .sandbox import Sandbox, find_sandbox, rlimits, run_enclosed
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +39,16 @@ class Enclosure:
     def group(self, token: str) -> Cgroup | None:
         """The control group of a place, made if it is not there. Raises `CgroupError`."""
         return None if self.cgroups is None else self.cgroups.create(self.prefix + token)
+
+    def probe(self, account: Account | None) -> Probe | None:
+        """Runs commands as kernels of *account* do; None where they are plain processes."""
+        if (sandbox := self.sandbox) is None:
+            return None
+
+        async def run(argv: Sequence[str], readable: Sequence[Path]) -> bytes | None:
+            return await run_enclosed(sandbox, account, readable=readable, command=argv)
+
+        return run
 
     async def sweep(self, tokens: frozenset[str]) -> None:
         """Remove what earlier agents left, but the groups of these places."""

@@ -1,11 +1,13 @@
 """Images of the process back end: manifests that describe runtimes which this machine already has."""
 
+import glob
 import hashlib
 import json
+import os
 import platform
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +32,8 @@ print(sys.base_prefix)
 print(os.path.dirname(os.path.dirname(os.path.realpath(sys.executable))))
 """
 _PROBE_TIMEOUT = 20.0
+#: First parts of paths that kernels see anyway.
+_SYSTEM = (("usr",), ("bin",), ("sbin",), ())
 
 
 def _file_name(_: object, __: object, value: str) -> None:
@@ -37,8 +41,9 @@ def _file_name(_: object, __: object, value: str) -> None:
         raise ValueError("name must be letters, digits, dashes or underscores")
 
 
-#: Runs an argv the way kernels do; its standard output, or None if it failed or took too long.
-Probe = Callable[[Sequence[str]], Awaitable[bytes | None]]
+#: Runs an argv the way kernels do, who see some folders beside the system's; its standard output, or None if
+#: it failed or took too long.
+Probe = Callable[[Sequence[str], Sequence[Path]], Awaitable[bytes | None]]
 
 
 def _pattern(_: object, __: object, value: str) -> None:
@@ -181,17 +186,19 @@ async def find_images(
 ) -> list[LocalImage]:
     """The images that *account* (None: the agent's own) can really run, in the order of *manifests*.
 
-    *probe* runs a candidate the way kernels are run; without it, `run_as` does, outside of a sandbox.
+    *probe* runs commands the way kernels are run; without it, and for interpreters, `run_as` does so outside
+    of a sandbox.
     """
     known = list(manifests)
     found: list[LocalImage | None] = [None] * len(known)
 
-    async def default(argv: Sequence[str]) -> bytes | None:
+    async def default(argv: Sequence[str], _: Sequence[Path]) -> bytes | None:
         result = await run_as(account, list(argv), environ={"PATH": "/usr/bin:/bin"}, timeout=_PROBE_TIMEOUT)
         return None if result is None or result.returncode != 0 else result.stdout
 
     async def look(index: int, manifest: Manifest) -> None:
-        found[index] = await _find(manifest, probe or default)
+        enclosed = probe is not None and manifest.runtime == "command"
+        found[index] = await _find(manifest, probe if probe is not None and enclosed else default)
 
     async with trio.open_nursery() as nursery:
         for index, manifest in enumerate(known):
@@ -218,14 +225,21 @@ async def _find(manifest: Manifest, probe: Probe) -> LocalImage | None:
 async def _ask(manifest: Manifest, command: str, probe: Probe) -> tuple[str, list[Path]] | None:
     """The version of a command, as its manifest says how to ask for it."""
     assert manifest.version is not None
-    output = await probe([command, *manifest.version.argv])
+    needed = _beside(command)
+    output = await probe([command, *manifest.version.argv], needed)
     match = re.search(manifest.version.pattern, (output or b"").decode("utf-8", "replace").strip())
-    return None if match is None else (match[1], [])
+    return None if match is None else (match[1], needed)
+
+
+def _beside(command: str) -> list[Path]:
+    """The folder above the command's own, unless kernels see that anyway."""
+    folder = Path(command).resolve().parent.parent
+    return [] if folder.parts[1:2] in _SYSTEM else [folder]
 
 
 async def _ask_python(manifest: Manifest, command: str, probe: Probe) -> tuple[str, list[Path]] | None:
     """The version of an interpreter, and the folders that it needs."""
-    output = await probe([command, "-I", "-c", _PROBE])
+    output = await probe([command, "-I", "-c", _PROBE], ())
     version, *paths = (output or b"").decode("utf-8", "surrogateescape").splitlines() or [""]
     major, _, minor = version.partition(".")
     if not (major.isdecimal() and minor.isdecimal()) or (int(major), int(minor)) < (3, 6):
@@ -233,6 +247,13 @@ async def _ask_python(manifest: Manifest, command: str, probe: Probe) -> tuple[s
     return version, [Path(path) for path in paths]
 
 
-def _commands(interpreters: Sequence[str]) -> list[str]:
-    # sys.executable is empty where the interpreter is embedded in another program.
-    return [command for name in interpreters if (command := sys.executable if name == SELF else name)]
+def _commands(names: Sequence[str]) -> Iterator[str]:
+    """The commands that a manifest names: `SELF`, paths, and patterns of paths; ``~`` is the agent's home."""
+    for name in names:
+        if name == SELF:
+            if sys.executable:  # empty where the interpreter is embedded in another program
+                yield sys.executable
+        elif "*" in name or name.startswith("~"):
+            yield from sorted(glob.glob(os.path.expanduser(name)), reverse=True)
+        elif os.path.lexists(name):
+            yield name

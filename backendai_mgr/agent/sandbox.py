@@ -8,6 +8,7 @@ and, unless asked otherwise, an own network with nothing but ``lo``.  The kernel
 import math
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -265,38 +266,53 @@ async def find_sandbox(account: Account | None, *, readable: Sequence[Path]) -> 
 async def _try(
     sandbox: Sandbox, folder: Path, account: Account | None, readable: Sequence[Path]
 ) -> Sandbox | str:
-    work, files = folder / "work", folder / "files"
-    work.mkdir(0o700)
-    sandbox.write_files(files, account)
-    prefix = sandbox.argv(work=work, network=False, readable=readable, files=files)
-    # bubblewrap is given the filter at the descriptor that it has with a kernel, too.
-    shell = f'exec {SECCOMP_FD}<"$0" && exec "$@"'
-    argv = [
-        "/bin/sh",
-        "-c",
-        shell,
-        sandbox.descriptors(files)[SECCOMP_FD],
-        *prefix,
-        "cat",
-        "/proc/self/status",
-    ]
+    command = ["cat", "/proc/self/status"]
     with trio.move_on_after(_PROBE_SECONDS):
         try:
-            done = await trio.run_process(
-                argv,
-                cwd="/",
-                env={"PATH": "/usr/bin:/bin"},
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-                start_new_session=True,
-            )
+            done = await _execute(sandbox, folder, account, readable, command)
         except OSError as error:
             return f"bubblewrap cannot be executed: {error}"
         if done.returncode != 0:
             return _explain(done.stderr.decode(errors="replace"), sandbox.as_root)
         return _judge(sandbox, done.stdout.decode(errors="replace"))
     return f"bubblewrap did not start anything within {_PROBE_SECONDS:g} s"
+
+
+async def run_enclosed(
+    sandbox: Sandbox, account: Account | None, *, readable: Sequence[Path], command: Sequence[str]
+) -> bytes | None:
+    """What *command* prints when a kernel's *account* runs it; None when it fails or takes too long."""
+    if account is not None:
+        change = [f"--reuid={account.uid}", f"--regid={account.gid}", "--clear-groups"]
+        command = ["setpriv", *change, *command]
+    with tempfile.TemporaryDirectory(prefix="sandbox-") as folder, trio.move_on_after(_PROBE_SECONDS):
+        try:
+            done = await _execute(sandbox, Path(folder), account, readable, command)
+        except OSError:
+            return None
+        return done.stdout if done.returncode == 0 else None
+    return None
+
+
+async def _execute(
+    sandbox: Sandbox, folder: Path, account: Account | None, readable: Sequence[Path], command: Sequence[str]
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run *command* in a sandbox whose files are in *folder*."""
+    work, files = folder / "work", folder / "files"
+    work.mkdir(0o700)
+    sandbox.write_files(files, account)
+    prefix = sandbox.argv(work=work, network=False, readable=readable, files=files)
+    # bubblewrap is given the filter at the descriptor that it has with a kernel, too.
+    shell = f'exec {SECCOMP_FD}<"$0" && exec "$@"'
+    return await trio.run_process(
+        ["/bin/sh", "-c", shell, sandbox.descriptors(files)[SECCOMP_FD], *prefix, *command],
+        cwd="/",
+        env={"PATH": "/usr/bin:/bin"},
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+        start_new_session=True,
+    )
 
 
 def _judge(sandbox: Sandbox, status: str) -> Sandbox | str:

@@ -132,7 +132,7 @@ async def test_a_command_is_asked_for_its_version_through_the_probe(python):
     assert image.command_for("build", "*") == "make"
     assert image.command_for("build", "cc a.c") == "cc a.c"
 
-    async def nothing(argv):
+    async def nothing(argv, _):
         assert argv == ["/usr/bin/gcc", "-dumpfullversion"]
 
     assert await find_images([manifest], ACCOUNT, nothing) == []

@@ -1,5 +1,7 @@
 """Runtimes other than Python, through the whole program."""
 
+import glob
+import os
 import shutil
 from contextlib import closing
 
@@ -27,6 +29,7 @@ QUERIES = [
         "#include <iostream>\nint main() { std::cout << 6 * 7 << std::endl; }",
         "int main() { return 3; }",
     ),
+    ("rust", "rustc", 'fn main() { println!("{}", 6 * 7); }', "fn main() { std::process::exit(3); }"),
     (
         "java",
         "javac",
@@ -40,7 +43,8 @@ QUERIES = [
 def test_a_query_in_another_language(
     shared_up: Up, image: str, program: str, answer: str, failure: str
 ) -> None:
-    if shutil.which(program, path="/usr/bin:/bin") is None:
+    toolchains = os.path.expanduser("~/.rustup/toolchains/*/bin")  # as conf/images/rust.toml says
+    if shutil.which(program, path=":".join(["/usr/bin", "/bin", *glob.glob(toolchains)])) is None:
         # Where the runtime is not there, the image is not offered.
         done = shared_up.command("run", "--image", image, answer)
         assert "environment image" in done.stderr

@@ -85,7 +85,7 @@ class ProcessBackend:
         try:
             enclosure = await find_enclosure(store.data_dir, account, inside, limits, sandboxed=sandboxed)
             guests = await find_images([GUEST], account)
-            images = await find_images(manifests, account)
+            images = await find_images(manifests, account, enclosure.probe(account))
         finally:
             if book and account:
                 book.give_back(account, store.data_dir)
