@@ -14,6 +14,7 @@ from typing import Literal
 import attrs
 import trio
 
+from ..domain.slots import parse_amount
 from ..runtime.config import ConfigError, load_toml, structure
 from ..runtime.resources import resource
 from ..wire.reports import ImageReport
@@ -32,13 +33,35 @@ print(sys.base_prefix)
 print(os.path.dirname(os.path.dirname(os.path.realpath(sys.executable))))
 """
 _PROBE_TIMEOUT = 20.0
-#: First parts of paths that kernels see anyway.
-_SYSTEM = (("usr",), ("bin",), ("sbin",), ())
+#: First parts of paths that are the machine's own, and never shown to kernels as they are.
+_MACHINE = ("proc", "dev", "sys")
 
 
 def _file_name(_: object, __: object, value: str) -> None:
     if not value.replace("-", "").replace("_", "").isalnum() or not value.isascii():
-        raise ValueError("name must be letters, digits, dashes or underscores")
+        raise ValueError("`name`: must be letters, digits, dashes or underscores")
+
+
+def _places(_: object, field: "attrs.Attribute[tuple[str, ...]]", values: tuple[str, ...]) -> None:
+    for value in values:
+        parts = Path(value).parts
+        if value == SELF and field.name == "interpreters":
+            continue
+        if (
+            parts[:1] not in (("/",), ("~",))
+            or ".." in parts
+            or parts[1:2] in ((), *((p,) for p in _MACHINE))
+        ):
+            raise ValueError(f"`{field.name}`: {value!r} is not below / or ~, or it is the machine's own")
+
+
+def _amounts(_: object, __: object, labels: Mapping[str, str]) -> None:
+    for label, amount in labels.items():
+        if label.startswith(_LEAST):
+            try:
+                parse_amount(amount)
+            except ValueError as error:
+                raise ValueError(f"`labels.{label}`: {error}") from error
 
 
 #: Runs an argv the way kernels do, who see some folders beside the system's; its standard output, or None if
@@ -80,22 +103,25 @@ class Manifest:
     name: str = attrs.field(validator=_file_name)
     runtime: Literal["python", "command"]
     #: Commands to try, absolute or `SELF`; the first that the kernel's account can execute is taken.
-    interpreters: tuple[str, ...] = ()
+    interpreters: tuple[str, ...] = attrs.field(default=(), validator=_places)
     #: The same for the runtime "command".
-    command: tuple[str, ...] = ()
+    command: tuple[str, ...] = attrs.field(default=(), validator=_places)
     version: VersionQuery | None = None
-    #: Further folders that the sandbox binds read-only at the same place.
-    paths: tuple[str, ...] = ()
+    #: What the sandbox shows besides the system and the command's own file, read-only at the same place.
+    paths: tuple[str, ...] = attrs.field(default=(), validator=_places)
     environ: Mapping[str, str] = attrs.Factory(dict)
     commands: Commands = Commands()
     aliases: tuple[str, ...] = ()
-    labels: Mapping[str, str] = attrs.Factory(dict)
+    labels: Mapping[str, str] = attrs.field(factory=dict, validator=_amounts)
 
     def __attrs_post_init__(self) -> None:
-        if self.runtime == "python" and not self.interpreters:
-            raise ValueError("interpreters must name at least one command")
-        if self.runtime == "command" and not (self.command and self.version):
-            raise ValueError("command and version are needed for this runtime")
+        for key, runtime in (("interpreters", "python"), ("command", "command"), ("version", "command")):
+            if runtime == self.runtime and not getattr(self, key):
+                raise ValueError(f"`{key}` is missing or empty; the runtime {runtime!r} needs it")
+            if runtime != self.runtime and getattr(self, key):
+                raise ValueError(f"`{key}` is not a key of the runtime {self.runtime!r}")
+        if self.runtime == "python" and self.commands.query:
+            raise ValueError("`commands.query`: queries are run by the interpreter itself")
 
     def digest(self, interpreter: str) -> str:
         """``sha256:`` and the hex digest of what this image is: the manifest with *interpreter*."""
@@ -133,12 +159,19 @@ class LocalImage:
         return f"{REGISTRY}/{self.manifest.name}:{self.version}"
 
     def report(self) -> ImageReport:
-        labels = self.manifest.labels
+        labels = {
+            "ai.backend.kernelspec": "1",
+            "ai.backend.role": "COMPUTE",
+            "ai.backend.base-distro": _distribution(),
+            "ai.backend.runtime-type": self.manifest.name,
+            "ai.backend.runtime-path": self.interpreter,
+            **self.manifest.labels,
+        }
         return ImageReport(
             name=self.name,
             architecture=platform.machine(),
             digest=self.manifest.digest(self.interpreter),
-            labels=dict(labels),
+            labels=labels,
             resources={
                 label.removeprefix(_LEAST): {"min": amount, "max": None}
                 for label, amount in labels.items()
@@ -159,26 +192,36 @@ def packaged_manifests() -> Path:
 
 def load_manifests(folder: Path) -> list[Manifest]:
     """The manifests in *folder*, by file name. Raises `ConfigError`, which names the file and the key."""
-    manifests = []
+    manifests: dict[Path, Manifest] = {}
     for path in sorted(folder.glob("*.toml")):
         document = load_toml(path)
         try:
-            manifests.append(structure(Manifest, document))
+            manifests[path] = structure(Manifest, document)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
     _check_aliases(manifests)
     if not manifests:
         raise ConfigError(f"{folder} holds no image manifest (*.toml).")
-    return manifests
+    return list(manifests.values())
 
 
-def _check_aliases(manifests: Iterable[Manifest]) -> None:
-    owners: dict[str, str] = {}
-    for manifest in manifests:
+def _check_aliases(manifests: Mapping[Path, Manifest]) -> None:
+    """Versions of one name may share an alias."""
+    owners: dict[str, tuple[Path, str]] = {}
+    for path, manifest in manifests.items():
         for alias in manifest.aliases:
-            other = owners.setdefault(alias, manifest.name)
-            if other != manifest.name:
-                raise ConfigError(f"aliases: {other} and {manifest.name} both claim {alias!r}.")
+            other, name = owners.setdefault(alias, (path, manifest.name))
+            if name != manifest.name:
+                raise ConfigError(f"`aliases`: {other} and {path} both claim {alias!r}.")
+
+
+def _distribution() -> str:
+    """This machine's, as images name it: ``debian12``."""
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return "linux"
+    return release.get("ID", "linux") + release.get("VERSION_ID", "")
 
 
 async def find_images(
@@ -203,16 +246,20 @@ async def find_images(
     async with trio.open_nursery() as nursery:
         for index, manifest in enumerate(known):
             nursery.start_soon(look, index, manifest)
-    return [image for image in found if image is not None]
+    images = [image for image in found if image is not None]
+    # Of two manifests that come to the same name and version the first is taken.
+    return list({image.name: image for image in reversed(images)}.values())[::-1]
 
 
 async def _find(manifest: Manifest, probe: Probe) -> LocalImage | None:
-    for candidate in _commands(manifest.interpreters or manifest.command):
+    shown = [Path(path) for path in _expand(manifest.paths)]
+    for candidate in _expand(manifest.interpreters or manifest.command):
         with trio.move_on_after(_PROBE_TIMEOUT):
-            found = await (_ask_python if manifest.runtime == "python" else _ask)(manifest, candidate, probe)
+            ask = _ask_python if manifest.runtime == "python" else _ask
+            # The command's own file, and no folder around it: that might be the home of the agent's account.
+            found = await ask(manifest, candidate, probe, [Path(candidate), *shown])
             if found is not None:
                 version, paths = found
-                paths += [Path(path) for path in manifest.paths]
                 return LocalImage(
                     manifest=manifest,
                     interpreter=candidate,
@@ -222,38 +269,33 @@ async def _find(manifest: Manifest, probe: Probe) -> LocalImage | None:
     return None
 
 
-async def _ask(manifest: Manifest, command: str, probe: Probe) -> tuple[str, list[Path]] | None:
+async def _ask(
+    manifest: Manifest, command: str, probe: Probe, shown: Sequence[Path]
+) -> tuple[str, Sequence[Path]] | None:
     """The version of a command, as its manifest says how to ask for it."""
     assert manifest.version is not None
-    needed = _beside(command)
-    output = await probe([command, *manifest.version.argv], needed)
+    output = await probe([command, *manifest.version.argv], shown)
     match = re.search(manifest.version.pattern, (output or b"").decode("utf-8", "replace").strip())
-    return None if match is None else (match[1], needed)
+    return None if match is None else (match[1], shown)
 
 
-def _beside(command: str) -> list[Path]:
-    """The folder above the command's own, unless kernels see that anyway."""
-    folder = Path(command).resolve().parent.parent
-    return [] if folder.parts[1:2] in _SYSTEM else [folder]
-
-
-async def _ask_python(manifest: Manifest, command: str, probe: Probe) -> tuple[str, list[Path]] | None:
+async def _ask_python(
+    manifest: Manifest, command: str, probe: Probe, shown: Sequence[Path]
+) -> tuple[str, Sequence[Path]] | None:
     """The version of an interpreter, and the folders that it needs."""
-    output = await probe([command, "-I", "-c", _PROBE], ())
+    output = await probe([command, "-I", "-c", _PROBE], shown)
     version, *paths = (output or b"").decode("utf-8", "surrogateescape").splitlines() or [""]
     major, _, minor = version.partition(".")
     if not (major.isdecimal() and minor.isdecimal()) or (int(major), int(minor)) < (3, 6):
         return None
-    return version, [Path(path) for path in paths]
+    return version, [*map(Path, paths), *shown]
 
 
-def _commands(names: Sequence[str]) -> Iterator[str]:
-    """The commands that a manifest names: `SELF`, paths, and patterns of paths; ``~`` is the agent's home."""
+def _expand(names: Sequence[str]) -> Iterator[str]:
+    """What is there of `SELF`, paths, and patterns of paths; ``~`` is the home of the agent's account."""
     for name in names:
         if name == SELF:
             if sys.executable:  # empty where the interpreter is embedded in another program
                 yield sys.executable
-        elif "*" in name or name.startswith("~"):
+        else:
             yield from sorted(glob.glob(os.path.expanduser(name)), reverse=True)
-        elif os.path.lexists(name):
-            yield name

@@ -108,8 +108,10 @@ class ProcessBackend:
         return missing
 
     def lines(self, kernel: KernelSpec, run: RunSpec) -> RunSpec:
+        if not any(line and line.strip() == "*" for line in (run.clean, run.build, run.exec)):
+            return run
         image = self._images.get(kernel.image)
-        if image is None:
+        if image is None:  # it may have gone since the kernel started
             raise AgentRefusal("bad-request", f"this agent has no image {kernel.image} any more")
         return attrs.evolve(
             run,
