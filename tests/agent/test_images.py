@@ -4,6 +4,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
 
 from backendai_mgr.agent.accounts import Account, run_as, separate_accounts
 from backendai_mgr.agent.backends.process import ProcessBackend
@@ -223,5 +224,11 @@ async def test_the_example_in_the_documentation_works(tmp_path):
     (manifest,) = load_manifests(tmp_path)
     (image,) = await find_images([manifest], ACCOUNT)
     assert re.fullmatch(r"local/perl:5\.\d+", image.name)
+    (tmp_path / "main.pl").write_text("print 6 * 7")
+    for line in (image.query_command, image.command_for("build", "*"), image.command_for("exec", "*")):
+        done = await trio.run_process(
+            ["/bin/sh", "-c", line], cwd=tmp_path, stdin=b"print 6 * 7", capture_stdout=True
+        )
+        assert done.stdout == (b"" if "make" in line else b"42")
     known = {field.name for field in attrs.fields(type(manifest))} - {"interpreters"}
     assert {name for name in known if re.search(rf"^(\[{name}\]|{name} =)", example, re.MULTILINE)} == known

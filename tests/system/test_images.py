@@ -39,12 +39,16 @@ QUERIES = [
 ]
 
 
+def is_here(program: str) -> bool:
+    toolchains = os.path.expanduser("~/.rustup/toolchains/*/bin")  # as conf/images/rust.toml says
+    return shutil.which(program, path=":".join(["/usr/bin", "/bin", *glob.glob(toolchains)])) is not None
+
+
 @pytest.mark.parametrize(("image", "program", "answer", "failure"), QUERIES, ids=[row[0] for row in QUERIES])
 def test_a_query_in_another_language(
     shared_up: Up, image: str, program: str, answer: str, failure: str
 ) -> None:
-    toolchains = os.path.expanduser("~/.rustup/toolchains/*/bin")  # as conf/images/rust.toml says
-    if shutil.which(program, path=":".join(["/usr/bin", "/bin", *glob.glob(toolchains)])) is None:
+    if not is_here(program):
         # Where the runtime is not there, the image is not offered.
         done = shared_up.command("run", "--image", image, answer)
         assert "environment image" in done.stderr
@@ -55,6 +59,16 @@ def test_a_query_in_another_language(
     ):
         assert runs.run(answer) == ("42\n", 0)
         assert runs.run(failure) == ("", 3)
+
+
+@pytest.mark.parametrize(("image", "program", "answer", "failure"), QUERIES, ids=[row[0] for row in QUERIES])
+def test_run_gives_an_image_what_it_needs_at_least(
+    shared_up: Up, image: str, program: str, answer: str, failure: str
+) -> None:
+    if is_here(program):
+        done = shared_up.command("run", "--image", image, answer)
+        assert (done.stdout, done.returncode) == ("42\n", 0), done.stderr
+        assert shared_up.command("run", "--image", image, failure).returncode == 3
 
 
 def test_what_a_star_means(shared_up: Up) -> None:
