@@ -252,12 +252,10 @@ async def find_images(
 
 
 async def _find(manifest: Manifest, probe: Probe) -> LocalImage | None:
-    shown = [Path(path) for path in _expand(manifest.paths)]
     for candidate in _expand(manifest.interpreters or manifest.command):
         with trio.move_on_after(_PROBE_TIMEOUT):
             ask = _ask_python if manifest.runtime == "python" else _ask
-            # The command's own file, and no folder around it: that might be the home of the agent's account.
-            found = await ask(manifest, candidate, probe, [Path(candidate), *shown])
+            found = await ask(manifest, candidate, probe, _shown(manifest, candidate))
             if found is not None:
                 version, paths = found
                 return LocalImage(
@@ -267,6 +265,16 @@ async def _find(manifest: Manifest, probe: Probe) -> LocalImage | None:
                     paths=tuple(dict.fromkeys(paths)),
                 )
     return None
+
+
+def _shown(manifest: Manifest, candidate: str) -> list[Path]:
+    """What kernels see besides the system: the manifest's paths, and a command's own file.
+
+    No folder around that: it might be the home of the agent's account. An interpreter names its own folders.
+    """
+    paths = [Path(path) for path in _expand(manifest.paths)]
+    inside = any(Path(candidate).is_relative_to(path) for path in paths)
+    return paths if inside or manifest.runtime == "python" else [Path(candidate), *paths]
 
 
 async def _ask(

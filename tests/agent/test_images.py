@@ -32,6 +32,9 @@ def python():
 
 async def test_the_python_image_is_reported_with_the_version_that_really_runs(python):
     (image,) = await find_images([python], ACCOUNT)
+    # Its folders, not its file: in a virtual environment that is a link, which cannot be shown by itself.
+    assert image.paths
+    assert Path(image.interpreter) not in image.paths
     report = image.report()
     asked = await run_as(ACCOUNT, [image.interpreter, "-V"], environ={}, timeout=20)
     assert re.fullmatch(r"local/python:3\.\d+", report.name)
