@@ -48,6 +48,8 @@ class Conversation:
         self._numbers = INTERPRETER
         self._completing: dict[int, Callable[[list[str]], None]] = {}
         self._closed = False
+        self._unheeded = 0  # signals to the interpreter that the guest has not sent yet
+        self._held: dict[str, Any] | None = None  # the run that waits for that
         self._listen(guest.control, self._guest_says)
         if interpreted:
             self._listen(guest.interpreter, self._interpreter_says)
@@ -72,7 +74,14 @@ class Conversation:
             self._send(self._guest.interpreter, order)
 
     def run(self, number: int, code: str) -> None:
-        self._send(self._guest.interpreter, {"run": number, "code": code})
+        """Hand a run over; not before an interrupt of the one before has reached the interpreter."""
+        self._held = {"run": number, "code": code}
+        self._release()
+
+    def _release(self) -> None:
+        if self._held is not None and not self._unheeded:
+            self._send(self._guest.interpreter, self._held)
+            self._held = None
 
     def execute(self, line: str, stdin: str | None) -> int:
         """Execute a command line; return its number.  Without *stdin* it can be fed."""
@@ -87,6 +96,8 @@ class Conversation:
         self._send(self._guest.control, {"feed": command, "text": text})
 
     def signal(self, command: int, number: int) -> None:
+        if command == INTERPRETER:
+            self._unheeded += 1
         self._send(self._guest.control, {"signal": number, "to": command})
 
     def complete(self, code: str, cursor: int, answer: Callable[[list[str]], None]) -> None:
@@ -134,6 +145,9 @@ class Conversation:
                 self._listener.exited(status)
             case {"exited": int(command), "status": int(status)}:
                 self._listener.executed(command, status)
+            case {"signalled": 0}:
+                self._unheeded = max(0, self._unheeded - 1)
+                self._release()
             case {"reads": int(command)}:
                 self._listener.reads(command)
 

@@ -14,7 +14,8 @@ length (4 bytes, big endian) and a JSON object.  It receives
 
 and sends ``{"ready": true}`` (unless there is an interpreter, which says so itself), ``{"reads": number}``
 when a command waits for input, and ``{"exited": number, "status": wait status}`` for commands and, as number
-0, for the interpreter.  End of file ends it, and with it, where it is process 1, everything in the sandbox.
+0, for the interpreter; ``{"signalled": number}`` answers each signal.  End of file ends it, and with it,
+where it is process 1, everything in the sandbox.
 
 Any Python from 3.6 on runs this file; it needs the standard library only.
 """
@@ -181,6 +182,7 @@ class Guest:
                     command.feed(message["text"])
         elif "signal" in message:
             self._signal(message["signal"], message["to"])
+            self.send(signalled=message["to"])
 
     def _configure(self, env: "Dict[str, str]", limits: "Dict[str, int]") -> None:
         self._env = env
