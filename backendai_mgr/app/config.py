@@ -21,6 +21,8 @@ from ..runtime.logging import LoggingConfig
 
 FILE_NAME = "manager.toml"
 
+MOST_WORKERS = 1024
+
 #: Published with the example fixture, so worthless as secrets: they count on loopback only.
 EXAMPLE_KEYS = (
     "AKIAIOSFODNN7EXAMPLE",
@@ -85,6 +87,10 @@ class ManagerConfig:
     cluster_id: str = "default"
     #: Where the HTTP API listens; port 0 takes any free one.
     service_addr: ListenAddress = ListenAddress("127.0.0.1", 8081)
+    #: Workers that `start-server` runs: as many as there are processors, unless told otherwise.
+    num_proc: int = attrs.field(factory=lambda: min(len(os.sched_getaffinity(0)), MOST_WORKERS))
+    #: `start-server` keeps its process id there.
+    pid_file: Path | None = None
     #: Silence after which an agent is LOST.
     heartbeat_timeout: Seconds = Seconds(10.0)
     #: Sessions on an agent that stays LOST for so long have ended.
@@ -123,6 +129,8 @@ def parse_manager_config(document: Mapping[str, Any]) -> ManagerConfig:
             tables[name] = structure(cls, document[name], name)
     config = structure(ManagerConfig, {"id": _default_id(), **manager}, "manager")
     config = attrs.evolve(config, **tables)
+    if not 1 <= config.num_proc <= MOST_WORKERS:
+        raise ConfigError(f"`manager.num-proc`: 1 to {MOST_WORKERS}, not {config.num_proc}.")
     if config.heartbeat_timeout <= 0:
         raise ConfigError("`manager.heartbeat-timeout`: more than 0 seconds.")
     if config.shutdown_timeout < config.drain_timeout:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TextIO
 import attrs
 
 #: Members of ``extra`` that are shown, in this order.
-IDS = ("request", "session", "run", "kernel", "agent")
+IDS = ("worker", "request", "session", "run", "kernel", "agent")
 
 
 @attrs.frozen(kw_only=True)
@@ -25,9 +25,14 @@ class LoggingConfig:
     format: Literal["text", "json"] = "text"
 
 
-def setup_logging(config: LoggingConfig, *, stream: TextIO | None = None) -> None:
-    """Send this process's records of that level and above to *stream* (standard error), and only there."""
+def setup_logging(config: LoggingConfig, *, worker: str | None = None, stream: TextIO | None = None) -> None:
+    """Send this process's records of that level and above to *stream* (standard error), and only there.
+
+    Those of a *worker* that is one of several carry its name.
+    """
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    if worker is not None:
+        handler.addFilter(_Names(worker))
     handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -35,6 +40,16 @@ def setup_logging(config: LoggingConfig, *, stream: TextIO | None = None) -> Non
     # They tell of each request and connection; our own records say what matters.
     for chatty in ("hypercorn", "httpx", "httpcore", "asyncio", "quart"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+
+
+class _Names(logging.Filter):
+    def __init__(self, worker: str) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.worker = self._worker
+        return True
 
 
 def _ids(record: logging.LogRecord) -> dict[str, str]:

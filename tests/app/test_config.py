@@ -10,7 +10,7 @@ from backendai_mgr.runtime.config import ConfigError, HostPort, load_toml
 
 SAMPLE = Path(__file__).parents[2] / "conf" / "manager.toml"
 #: Keys whose sample value is an example, since the default depends on the machine or is absent.
-EXAMPLES = {"id", "socket-dir"}
+EXAMPLES = {"id", "socket-dir", "num-proc", "pid-file"}
 
 
 def uncommented(text: str) -> str:
@@ -51,6 +51,7 @@ def test_the_sample_as_it_is_changes_nothing() -> None:
         ({"db": {"adr": "x"}}, "`db.adr` is not a known key"),
         ({"logging": {"level": "LOUD"}}, "`logging.level`: expected one of"),
         ({"manager": {"heartbeat-timeout": 0}}, "`manager.heartbeat-timeout`"),
+        ({"manager": {"num-proc": 0}}, "`manager.num-proc`: 1 to 1024, not 0"),
         ({"manager": {"drain-timeout": 20}}, "`manager.shutdown-timeout`"),
         ({"local": {}}, "`local.agent-id` is missing"),
     ],

@@ -20,7 +20,21 @@ def test_the_first_page_names_the_commands_for_people() -> None:
     done = command("--help")
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
-    assert listed == ["up", "run", "attach", "ps", "rm", "restart", "why", "cp", "logs", "schema", "fixture"]
+    assert listed == [
+        "up",
+        "run",
+        "attach",
+        "ps",
+        "rm",
+        "restart",
+        "why",
+        "cp",
+        "logs",
+        "start-server",
+        "agent",
+        "schema",
+        "fixture",
+    ]
 
 
 @pytest.mark.parametrize(
