@@ -24,7 +24,7 @@ _COMMANDS = {
     "why": _Entry("sessions", "Tell what a session waits for, or why it ended."),
     "cp": _Entry("files", "Copy files into a session, or out of it."),
     "logs": _Entry("files", "Show what a session has written."),
-    "start-server": _Entry("serving", "Serve a cluster: the manager, for agents and a database of your own."),
+    "start-server": _Entry("serving", "Serve a cluster: the API, over a database of its own."),
     "schema": _Entry("admin", "Prepare the database."),
     "fixture": _Entry("admin", "Load rows from a file into the database."),
     "agent": _Entry("serving", "Run sessions on this machine, for a manager."),

@@ -20,7 +20,7 @@ FIRST_FD = 3
 
 @attrs.frozen
 class Notifier:
-    """Tells a service manager how this process is doing. ``address``: a path, ``@name``, or None for nobody."""
+    """Tells a service manager how this process does. ``address``: a path, ``@name``, or None for nobody."""
 
     address: str | None = None
 
