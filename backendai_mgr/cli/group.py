@@ -25,9 +25,9 @@ _COMMANDS = {
     "cp": _Entry("files", "Copy files into a session, or out of it."),
     "logs": _Entry("files", "Show what a session has written."),
     "start-server": _Entry("serving", "Serve a cluster: the API, over a database of its own."),
+    "agent": _Entry("serving", "Run sessions on this machine, for a manager."),
     "schema": _Entry("admin", "Prepare the database."),
     "fixture": _Entry("admin", "Load rows from a file into the database."),
-    "agent": _Entry("serving", "Run sessions on this machine, for a manager."),
     "worker": _Entry("serving", "Serve the API, as one process of `up` or `start-server`.", hidden=True),
 }
 
