@@ -25,6 +25,7 @@ from ..domain.ids import AgentId
 from ..runtime.supervise import supervise
 from ..services.ports import StoreUnavailable
 from ..services.stopping import end_all_sessions
+from ..services.turns import run_in_turn
 from .build import Manager, build, utc_now
 from .config import ManagerConfig
 from .prepare import prepare
@@ -42,6 +43,7 @@ async def serve_manager(
     *,
     stop: trio.Event,
     end_sessions: trio.Event,
+    listener: socket.socket | None = None,
     task_status: trio.TaskStatus[dict[str, str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until ``stop``; started with ``{"endpoint": URL}`` once sessions can be had.
@@ -60,8 +62,10 @@ async def serve_manager(
                 manager = build(config, database, links)
                 with trio.fail_after(STARTUP_TIMEOUT):
                     await loops.start(manager.hub.run)
-                for name in ("keeper", "scheduler", "starter", "reaper"):
+                for name in ("keeper", "starter"):
                     loops.start_soon(partial(supervise, getattr(manager, name).run, name=name))
+                in_turn = {name: getattr(manager, name).run for name in ("scheduler", "reaper")}
+                loops.start_soon(partial(run_in_turn, manager.turns, in_turn))
                 await _serve_http(config, manager, stop, task_status)
                 with trio.move_on_after(END_SESSIONS_TIMEOUT + CLEANUP_TIMEOUT):
                     await _leave(manager, end_sessions.is_set())
