@@ -129,15 +129,19 @@ class Cluster:
         (group, name), rest = arguments[:2], arguments[2:]
         return self.installation.command(group, name, "--config", str(self.config), *rest)
 
+    @property
+    def agent_config(self) -> Path:
+        return self.folder / "agent.toml"
+
     @contextlib.contextmanager
-    def agent(self) -> Iterator[Service]:
+    def agent(self, command: Sequence[str] | None = None) -> Iterator[Service]:
         """An agent of this machine, which the manager knows."""
-        config = self.folder / "agent.toml"
         data_dir = self.folder / "agent"
         values = {"id": "i-one", "bind": "127.0.0.1:0", "data-dir": str(data_dir)}
         values |= {"cluster-id": "default", "report-interval": 0.2, "cpu-overcommit": 4.0, "pool-size": 0}
-        config.write_text(f"[agent]\n{_toml(values)}")
-        with Service(self.installation, self.folder, "agent", "agent", "--config", str(config)) as agent:
+        self.agent_config.write_text(f"[agent]\n{_toml(values)}")
+        arguments = ("agent", "--config", str(self.agent_config))
+        with Service(self.installation, self.folder, "agent", *arguments, command=command) as agent:
             address = agent.hear("READY=1")["STATUS"].removeprefix("Serving at ")
             # An operator's way to tell the manager of it is the agent's request to join.
             self.sql(
