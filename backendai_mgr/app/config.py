@@ -22,6 +22,8 @@ from ..runtime.logging import LoggingConfig
 FILE_NAME = "manager.toml"
 
 MOST_WORKERS = 1024
+#: Connections of one worker's pool, at least and at most.
+SMALLEST_POOL, LARGEST_POOL = 2, 16
 
 #: Published with the example fixture, so worthless as secrets: they count on loopback only.
 EXAMPLE_KEYS = (
@@ -41,6 +43,8 @@ class DatabaseConfig:
     name: str = "backend"
     user: str = "postgres"
     password: str = attrs.field(default="", repr=False)
+    #: The most that the workers of a server open together, beside two for each.
+    connections: int = 64
 
     @property
     def host(self) -> str:
@@ -104,6 +108,11 @@ class ManagerConfig:
     local: LocalConfig | None = None
 
     @property
+    def pool_size(self) -> int:
+        """One worker's share of the connections to the database."""
+        return max(SMALLEST_POOL, min(LARGEST_POOL, self.db.connections // self.num_proc))
+
+    @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach the API; the example keys count only then."""
         host = self.service_addr.host
@@ -131,6 +140,8 @@ def parse_manager_config(document: Mapping[str, Any]) -> ManagerConfig:
     config = attrs.evolve(config, **tables)
     if not 1 <= config.num_proc <= MOST_WORKERS:
         raise ConfigError(f"`manager.num-proc`: 1 to {MOST_WORKERS}, not {config.num_proc}.")
+    if config.db.connections < SMALLEST_POOL:
+        raise ConfigError(f"`db.connections`: at least {SMALLEST_POOL}, not {config.db.connections}.")
     if config.heartbeat_timeout <= 0:
         raise ConfigError("`manager.heartbeat-timeout`: more than 0 seconds.")
     if config.shutdown_timeout < config.drain_timeout:

@@ -55,7 +55,7 @@ async def serve_manager(
         handler.addFilter(RequestIdFilter())
     async with trio.open_nursery() as last_resort:
         last_resort.start_soon(_exit_in_time, stop, config.shutdown_timeout)
-        async with open_database(config.db.parameters) as database:
+        async with open_database(config.db.parameters, size=config.pool_size) as database:
             with trio.fail_after(STARTUP_TIMEOUT):
                 await prepare(database, config)
             async with open_links() as links, trio.open_nursery() as loops:

@@ -126,8 +126,8 @@ async def _worker(
     with told(ConfigError):
         config = load_manager_config(process.config_file(FILE_NAME))
     setup_logging(config.logging, worker=worker_id)
-    if worker_id is not None:
-        config = attrs.evolve(config, id=worker_id)
+    # A worker that has no name given has no others beside it.
+    config = attrs.evolve(config, num_proc=1) if worker_id is None else attrs.evolve(config, id=worker_id)
     if metrics_number is not None:
         share_figures(metrics_number)
     serve = partial(serve_manager, config, stop=process.stop, end_sessions=process.end)

@@ -34,7 +34,14 @@ def test_the_sample_shows_every_key_with_its_default(tmp_path: Path) -> None:
     fields = {field.name.replace("_", "-") for field in attrs.fields(ManagerConfig)} - tables
     assert shown >= fields
     assert set(document["logging"]) == {"level", "format"}
-    assert set(document["db"]) | {"socket-dir"} == {"addr", "socket-dir", "name", "user", "password"}
+    assert set(document["db"]) | {"socket-dir"} == {
+        "addr",
+        "socket-dir",
+        "name",
+        "user",
+        "password",
+        "connections",
+    }
 
 
 def test_the_sample_as_it_is_changes_nothing() -> None:
@@ -52,6 +59,7 @@ def test_the_sample_as_it_is_changes_nothing() -> None:
         ({"logging": {"level": "LOUD"}}, "`logging.level`: expected one of"),
         ({"manager": {"heartbeat-timeout": 0}}, "`manager.heartbeat-timeout`"),
         ({"manager": {"num-proc": 0}}, "`manager.num-proc`: 1 to 1024, not 0"),
+        ({"db": {"connections": 1}}, "`db.connections`: at least 2, not 1"),
         ({"manager": {"drain-timeout": 20}}, "`manager.shutdown-timeout`"),
         ({"local": {}}, "`local.agent-id` is missing"),
     ],
@@ -88,3 +96,11 @@ def test_secrets_do_not_show_in_a_representation() -> None:
 def test_loopback(host: str, loopback: bool) -> None:
     config = parse_manager_config({"manager": {"service-addr": f"{host}:1"}})
     assert config.on_loopback is loopback
+
+
+@pytest.mark.parametrize(
+    ("connections", "workers", "share"), [(64, 1, 16), (64, 8, 8), (10, 64, 2), (2, 1, 2)]
+)
+def test_workers_share_the_connections_to_the_database(connections: int, workers: int, share: int) -> None:
+    document = {"manager": {"num-proc": workers}, "db": {"connections": connections}}
+    assert parse_manager_config(document).pool_size == share

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from .cluster import CONF, Cluster, Service, cluster
-from .harness import Installation
+from .harness import Installation, temporary_dir
 
 pytestmark = pytest.mark.system
 
@@ -93,6 +93,14 @@ def test_the_services_say_when_they_are_ready_and_when_they_stop(installation: I
                 with socket.create_connection(("127.0.0.1", port)):
                     pass
             assert agent.stop() == 0
+
+
+def test_up_tells_as_well(installation: Installation) -> None:
+    with temporary_dir() as folder:
+        arguments = ("up", "--data-dir", str(folder / "data"), "--port", "0", "--agent-port", "0")
+        with Service(installation, folder, "up", *arguments) as up:
+            assert up.hear("READY=1")["STATUS"].startswith("Serving at http://127.0.0.1:")
+            assert up.stop() == 0
 
 
 def _reload_and_stop(site: Cluster, server: Service) -> None:
