@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import attrs
 
+from ..api.server.serving import BACKLOG, open_listener
 from ..runtime.config import ListenAddress
 from .config import ManagerConfig
-
-#: Connections that may wait for a worker to take them, as far as the system lets so many.
-BACKLOG = 1024
 
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
@@ -31,15 +29,10 @@ class Listener:
     @classmethod
     def open(cls, address: ListenAddress) -> "Listener":
         """Listen at *address*. `ListenError` says why that cannot be."""
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            _listen(listening, (address.host, address.port))
+            return cls(open_listener(address.host, address.port), address)
         except OSError as error:
-            listening.close()
             raise ListenError(f"The address {address} cannot be listened on: {error.strerror}.") from error
-        return cls(listening, address)
 
     @classmethod
     def take(cls, fds: Sequence[int], config: ManagerConfig) -> "Listener | None":
@@ -58,7 +51,7 @@ class Listener:
                 raise ListenError("The socket that was handed over is not one of TCP.")
             found = cls(listening, config.service_addr, inherited=True)
             found.check(config)
-            _listen(listening, None)
+            listening.listen(BACKLOG)
         except BaseException:
             listening.close()
             raise
@@ -78,11 +71,3 @@ class Listener:
                 f"The socket that was handed over listens on {self.where}, but `manager.service-addr` is"
                 f" {config.service_addr}: set that to the socket's address."
             )
-
-
-def _listen(listening: socket.socket, bind: tuple[str, int] | None) -> None:
-    # Connections inherit it: small replies do not wait for the acknowledgement of earlier ones.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if bind is not None:
-        listening.bind(bind)
-    listening.listen(BACKLOG)

@@ -23,6 +23,7 @@ import attrs
 import trio
 from prometheus_client.multiprocess import mark_process_dead
 
+from ..api.server.tls import CertificateError, server_context
 from ..runtime.config import ConfigError, find_config
 from ..runtime.logging import LoggingConfig
 from ..runtime.notify import Notifier
@@ -205,7 +206,12 @@ class Server:
         try:
             if path is not None:
                 copy.write_bytes(path.read_bytes())
-            return load_manager_config(copy), copy
+            config = load_manager_config(copy)
+            if config.tls is not None:
+                server_context(*config.tls)
+            return config, copy
+        except CertificateError as error:
+            raise ConfigError(str(error)) from error
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
         except ConfigError as error:
