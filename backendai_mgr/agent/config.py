@@ -1,4 +1,4 @@
-"""Settings of an agent: the ``[agent]`` table of its TOML file; ``conf/agent.toml`` is the sample."""
+"""Settings of an agent: ``agent.toml``, read once at start and frozen (keys: conf/agent.toml)."""
 
 import ipaddress
 import platform
@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import attrs
 
-from ..runtime.config import ByteSize, ListenAddress, Seconds, structure
+from ..runtime.config import ByteSize, ListenAddress, Seconds
+from ..runtime.configfile import Schema, read
+from ..runtime.logging import LoggingConfig, logging_cautions, logging_contradictions
 from ..runtime.paths import default_data_dir
 
 _RESERVED_MEM = ByteSize(256 << 20)
@@ -101,6 +103,7 @@ class AgentConfig:
     run_timeout: Seconds = _NO_LIMIT
     #: Listen on an address that is not loopback even where kernels are not isolated.
     allow_unisolated: bool = False
+    logging: LoggingConfig = LoggingConfig()
 
     @property
     def is_loopback(self) -> bool:
@@ -108,14 +111,16 @@ class AgentConfig:
         return ipaddress.ip_address(self.bind.host).is_loopback
 
 
-@attrs.frozen(kw_only=True)
-class _Document:
-    agent: AgentConfig = attrs.field(factory=AgentConfig)
+SCHEMA = Schema(
+    file_name="agent.toml",
+    main="agent",
+    cls=AgentConfig,
+    elsewhere=frozenset({"manager", "limits", "db", "local"}),
+    contradictions=lambda config: logging_contradictions(config.logging),
+    cautions=lambda config: logging_cautions(config.logging),
+)
 
 
 def parse_agent_config(document: Mapping[str, Any]) -> AgentConfig:
-    """The settings in a TOML *document*, whose only table is ``agent``; what it leaves out has its default.
-
-    Raises `ConfigError`, which names the key.
-    """
-    return structure(_Document, document).agent
+    """The settings in a parsed ``agent.toml`` alone; what it leaves out has its default. `ConfigError`."""
+    return read(SCHEMA, document).checked()

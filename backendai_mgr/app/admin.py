@@ -3,14 +3,62 @@
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from ..db.fixtures import populate
-from ..db.pool import open_database
-from ..db.schema import SchemaMismatch, ensure_schema
+from ..db.pool import Conn, open_database
+from ..db.schema import OLDEST_SERVER, SCHEMA_VERSION, UPGRADES, SchemaMismatch, ensure_schema, schema_version
 from ..domain.errors import InvalidParameters
 from ..services.ports import StoreUnavailable
 from .config import DatabaseConfig
 
-__all__ = ["InvalidParameters", "SchemaMismatch", "StoreUnavailable", "make_schema", "populate_fixture"]
+__all__ = [
+    "DatabaseFound",
+    "InvalidParameters",
+    "SchemaMismatch",
+    "StoreUnavailable",
+    "inspect_database",
+    "make_schema",
+    "populate_fixture",
+]
+
+
+@attrs.frozen
+class DatabaseFound:
+    """The server's version, as (major, minor), and that of the tables; None without tables."""
+
+    server: tuple[int, int]
+    schema: int | None
+
+    @property
+    def problem(self) -> str | None:
+        """Why a manager would not start with it."""
+        if self.server[0] < OLDEST_SERVER:
+            return f"PostgreSQL {OLDEST_SERVER} or newer is needed, the server is {self.server[0]}"
+        if self.schema is None or self.schema == SCHEMA_VERSION or self.schema in UPGRADES:
+            return None
+        age = "newer" if self.schema > SCHEMA_VERSION else "older"
+        return f"its tables have version {self.schema}, which is {age} than this program's {SCHEMA_VERSION}"
+
+    @property
+    def state(self) -> str:
+        """What there is, to go on after the server's version."""
+        if self.schema is None:
+            return "no tables yet; the manager makes them when it starts"
+        if self.schema in UPGRADES:
+            return f"tables of version {self.schema}; the manager upgrades them when it starts"
+        return f"tables of version {self.schema}"
+
+
+async def inspect_database(config: DatabaseConfig) -> DatabaseFound:
+    """What a manager would find there. Changes nothing. `StoreUnavailable` when it is away or refuses."""
+
+    async def look(conn: Conn) -> DatabaseFound:
+        server = conn.get_server_version()
+        return DatabaseFound((server.major, server.micro), await schema_version(conn))
+
+    async with open_database(config.parameters, size=1) as database:
+        return await database.read(look)
 
 
 async def make_schema(config: DatabaseConfig) -> bool:

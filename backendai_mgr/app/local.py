@@ -300,8 +300,8 @@ class _ChildFiles:
 
     def _write(self, name: str, document: Mapping[str, Mapping[str, Any]]) -> None:
         lines = ["# Written by `backendai-mgr up` at each start; changes here are lost."]
-        logging = {"logging": attrs.asdict(self.options.logging)}
-        for table, values in {**document, **logging}.items():
+        logging = {"level": self.options.logging.level, "format": self.options.logging.format}
+        for table, values in {**document, "logging": logging}.items():
             values = dict(values)
             values |= {key: value for (where, key), value in self.options.settings.items() if where == table}
             lines.append(f"\n[{table}]")

@@ -24,6 +24,7 @@ _COMMANDS = {
     "why": _Entry("sessions", "Tell what a session waits for, or why it ended."),
     "cp": _Entry("files", "Copy files into a session, or out of it."),
     "logs": _Entry("files", "Show what a session has written."),
+    "config": _Entry("config", "Check and show the configuration."),
     "schema": _Entry("admin", "Prepare the database."),
     "fixture": _Entry("admin", "Load rows from a file into the database."),
     "worker": _Entry("serving", "Serve the API, as one process. `up` runs it.", hidden=True),

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import logging
 import os
 import signal
 import threading
@@ -9,18 +10,31 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import attrs
 import click
 import trio
 
-from ..runtime.config import ConfigError, find_config, load_toml, structure
+from ..runtime.config import ConfigError
+from ..runtime.configfile import Schema, read_file
 from ..runtime.lifeline import ORPHAN_DEADLINE, report_ready, watch_lifeline
 from ..runtime.logging import LoggingConfig, setup_logging
 from ..runtime.paths import PathRefused
 from . import options
 from .errors import CliError, told
+
+log = logging.getLogger(__name__)
+
+
+class HasLogging(Protocol):
+    """A configuration that says what is logged."""
+
+    @property
+    def logging(self) -> LoggingConfig: ...
+
+
+_Config = TypeVar("_Config", bound=HasLogging)
 
 #: A predecessor that has lost its parent is gone after this many seconds, with a margin.
 _PREDECESSOR = ORPHAN_DEADLINE + 5.0
@@ -44,11 +58,21 @@ class _Process:
             if fd is not None:
                 os.set_inheritable(fd, False)
 
-    def config_file(self, name: str) -> Path | None:
-        """The file named on the command line, or the one that `up` wrote; None when there is neither."""
-        if self.config_path is None and self.data_dir is not None:
-            return self.data_dir / "etc" / name
-        return self.config_path
+    def configure(self, schema: Schema[_Config]) -> _Config:
+        """The configuration, by the file named on the command line or else found; logging is set up by it.
+
+        In a data directory it is the file that `up` wrote, which says all: variables are not for `up`.
+        """
+        with told(ConfigError):
+            if self.config_path is None and self.data_dir is not None:
+                reading = read_file(schema, self.data_dir / "etc" / schema.file_name, environ={})
+            else:
+                reading = read_file(schema, self.config_path)
+            config = reading.checked()
+            setup_logging(config.logging)
+        for warning in reading.warnings:
+            log.warning("%s", warning)
+        return config
 
 
 @click.command()
@@ -66,12 +90,10 @@ def worker(**given: Any) -> Any:
 
 async def _worker(process: _Process) -> None:
     from ..app.admin import SchemaMismatch, StoreUnavailable
-    from ..app.config import FILE_NAME, load_manager_config
+    from ..app.config import SCHEMA
     from ..app.serve import serve_manager
 
-    with told(ConfigError):
-        config = load_manager_config(process.config_file(FILE_NAME))
-    setup_logging(config.logging)
+    config = process.configure(SCHEMA)
     serve = partial(serve_manager, config, stop=process.stop, end_sessions=process.end)
     with told(SchemaMismatch, StoreUnavailable):
         await _run(process, serve, f"The address {config.service_addr}")
@@ -92,15 +114,10 @@ def agent(**given: Any) -> Any:
 
 async def _agent(process: _Process) -> None:
     from ..agent.build import run_agent
-    from ..agent.config import parse_agent_config
+    from ..agent.config import SCHEMA
     from ..agent.registry import DataDirInUse
 
-    with told(ConfigError):
-        path = process.config_file("agent.toml") or find_config("agent.toml")
-        document = {} if path is None else load_toml(path)
-        logging = structure(LoggingConfig, document.pop("logging", {}), "logging")
-        config = parse_agent_config(document)
-    setup_logging(logging)
+    config = process.configure(SCHEMA)
     serve = partial(run_agent, config, stop=process.stop, end_kernels=process.end)
     with told(ConfigError, DataDirInUse):
         await _run(process, serve, f"The address {config.bind}")

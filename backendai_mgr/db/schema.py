@@ -34,6 +34,13 @@ def schema_sql() -> str:
     return resource("schema.sql").read_text("utf-8")
 
 
+async def schema_version(conn: Conn) -> int | None:
+    """The version of the tables, 0 when they do not tell; None in a database without ours. Changes nothing."""
+    if await conn.fetchval(IS_EMPTY):
+        return None
+    return await conn.fetchval(VERSION) or 0
+
+
 async def ensure_schema(conn: Conn) -> bool:
     """Make the tables in an empty database, upgrade those of an older version; True when this call made them.
 

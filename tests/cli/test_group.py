@@ -20,7 +20,20 @@ def test_the_first_page_names_the_commands_for_people() -> None:
     done = command("--help")
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
-    assert listed == ["up", "run", "attach", "ps", "rm", "restart", "why", "cp", "logs", "schema", "fixture"]
+    assert listed == [
+        "up",
+        "run",
+        "attach",
+        "ps",
+        "rm",
+        "restart",
+        "why",
+        "cp",
+        "logs",
+        "config",
+        "schema",
+        "fixture",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -34,6 +47,9 @@ def test_the_first_page_names_the_commands_for_people() -> None:
         "why",
         "cp",
         "logs",
+        "config",
+        "config check",
+        "config show",
         "schema",
         "schema oneshot",
         "fixture",
