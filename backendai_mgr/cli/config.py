@@ -1,10 +1,10 @@
-"""`config`: what is wrong with a configuration file, and what is in force."""
+"""Reading the configuration for a command; `config`: what is wrong with it, and what is in force."""
 
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -13,6 +13,8 @@ from ..runtime.configfile import Reading, Schema, read_file
 from ..runtime.configshow import as_written, resolved
 from . import options
 from .errors import CliError, told
+
+_Config = TypeVar("_Config")
 
 _ROLES = ("manager", "agent")
 
@@ -111,6 +113,16 @@ def show(config_path: Path | None, in_force: bool, role: str | None) -> None:
     where = reading.path or f"There is no {schema.file_name}: what is not said here has its default."
     click.echo(f"# {where}")
     click.echo(resolved(reading) if in_force else as_written(schema, reading.text), nl=False)
+
+
+def read_for(schema: Schema[_Config], data_dir: Path | None, config_path: Path | None) -> Reading[_Config]:
+    """The file named on the command line, the one that `up` wrote into *data_dir*, or the one found.
+
+    What `up` wrote says all: variables are not for `up`, which has options.
+    """
+    if config_path is None and data_dir is not None:
+        return read_file(schema, data_dir / "etc" / schema.file_name, environ={})
+    return read_file(schema, config_path)
 
 
 def _role_of(path: Path | None, role: str | None) -> str:

@@ -17,11 +17,12 @@ import click
 import trio
 
 from ..runtime.config import ConfigError
-from ..runtime.configfile import Schema, read_file
+from ..runtime.configfile import Schema
 from ..runtime.lifeline import ORPHAN_DEADLINE, report_ready, watch_lifeline
 from ..runtime.logging import LoggingConfig, setup_logging
 from ..runtime.paths import PathRefused
 from . import options
+from .config import read_for
 from .errors import CliError, told
 
 log = logging.getLogger(__name__)
@@ -59,15 +60,9 @@ class _Process:
                 os.set_inheritable(fd, False)
 
     def configure(self, schema: Schema[_Config]) -> _Config:
-        """The configuration, by the file named on the command line or else found; logging is set up by it.
-
-        In a data directory it is the file that `up` wrote, which says all: variables are not for `up`.
-        """
+        """The configuration; logging is set up by it, and is told what there is to be told."""
         with told(ConfigError):
-            if self.config_path is None and self.data_dir is not None:
-                reading = read_file(schema, self.data_dir / "etc" / schema.file_name, environ={})
-            else:
-                reading = read_file(schema, self.config_path)
+            reading = read_for(schema, self.data_dir, self.config_path)
             config = reading.checked()
             setup_logging(config.logging)
         for warning in reading.warnings:

@@ -35,7 +35,7 @@ def schema_sql() -> str:
 
 
 async def schema_version(conn: Conn) -> int | None:
-    """The version of the tables, 0 when they do not tell; None in a database without ours. Changes nothing."""
+    """The version of the tables, 0 when they do not tell; None in a database without ours."""
     if await conn.fetchval(IS_EMPTY):
         return None
     return await conn.fetchval(VERSION) or 0

@@ -355,6 +355,21 @@ def test_the_two_files_know_each_others_tables() -> None:
     assert AGENT.elsewhere == tables(MANAGER) - tables(AGENT)
 
 
+@pytest.mark.parametrize("command", ["worker", "schema oneshot"])
+def test_what_up_wrote_says_all_whatever_the_variables_say(tmp_path: Path, command: str) -> None:
+    (tmp_path / "etc").mkdir()
+    path = write(tmp_path / "etc" / "manager.toml", "[manager]\nx = 2\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "backendai_mgr", *command.split(), "--data-dir", tmp_path],
+        env={**os.environ, "BACKENDAI_MGR__NO__KEY": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"Error: {path}:2: `manager.x` is not a known key.\n"
+
+
 def test_the_program_exits_with_what_was_found(tmp_path: Path) -> None:
     write(tmp_path / "manager.toml", "[manager]\nx = 2\n")
     done = subprocess.run(
