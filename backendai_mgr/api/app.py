@@ -53,7 +53,7 @@ def create_app(services: ApiServices, limits: Limits | None = None) -> Applicati
     """The ASGI application that serves the use cases of *services*."""
     limits = limits or Limits()
     metrics = Metrics(services.registry)
-    services.registry.register(PoolMetrics(services.health.reports))
+    services.health.on_report(PoolMetrics(services.registry).note)
     app = Api(services, limits, metrics)
     return Front(cast(Application, app), metrics, limits)
 

@@ -15,6 +15,7 @@ from ..db.events import PgEvents
 from ..db.pool import Database
 from ..db.scheduling import PgScheduling
 from ..db.sessions import PgSessions
+from ..db.turns import PgTurns
 from ..domain.ids import AgentId
 from ..services.accounts import KeyCache
 from ..services.agents import AgentKeeper, KeeperConfig
@@ -42,6 +43,7 @@ class Manager:
     scheduler: Scheduler
     starter: Starter
     reaper: Reaper
+    turns: PgTurns
 
 
 def utc_now() -> datetime:
@@ -99,5 +101,6 @@ def build(
         starter=Starter(
             scheduling, sessions, links, cluster_id=config.cluster_id, now=now, scheduled=scheduled
         ),
+        turns=PgTurns(database),
         reaper=Reaper(scheduling, sessions, lost_timeout=config.lost_timeout, now=now),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ..api.server.tls import CertificateError, server_context
-from ..runtime.checks import address_problem, file_problem, folder_problem, logging_problems
+from ..runtime.checks import address_problem, file_problem, folder_problem, logging_problems, written_problem
 from ..runtime.config import Problem
 from .config import ManagerConfig
 
@@ -12,6 +12,8 @@ def manager_problems(config: ManagerConfig) -> Iterator[Problem]:
     """Problems of addresses, folders and files. The database is not contacted."""
     if wrong := address_problem(config.service_addr.host, config.service_addr.port):
         yield Problem(("manager", "service-addr"), wrong)
+    if config.pid_file is not None and (wrong := written_problem(config.pid_file)):
+        yield Problem(("manager", "pid-file"), wrong)
     yield from _tls_problems(config)
     if config.db.socket_dir is not None and (wrong := folder_problem(config.db.socket_dir)):
         yield Problem(("db", "socket-dir"), wrong)

@@ -18,6 +18,10 @@ from . import foreign
 FILE_NAME = "manager.toml"
 DEFAULT_ADDR = ListenAddress("127.0.0.1", 8081)
 
+MOST_WORKERS = 1024
+#: Connections of one worker's pool, at least and at most.
+SMALLEST_POOL, LARGEST_POOL = 2, 16
+
 #: Published with the example fixture, so worthless as secrets: they count on loopback only.
 EXAMPLE_KEYS = (
     "AKIAIOSFODNN7EXAMPLE",
@@ -40,6 +44,8 @@ class DatabaseConfig:
     name: str = "backend"
     user: str = "postgres"
     password: str = attrs.field(default="", repr=False)
+    #: The most that the workers of a server open together, beside two for each.
+    connections: int = 64
 
     @property
     def host(self) -> str:
@@ -86,6 +92,10 @@ class ManagerConfig:
     cluster_id: str = "default"
     #: Where the HTTP API listens; port 0 takes any free one.
     service_addr: ListenAddress = DEFAULT_ADDR
+    #: Workers that `start-server` runs: as many as there are processors, unless told otherwise.
+    num_proc: int = attrs.field(factory=lambda: min(len(os.sched_getaffinity(0)), MOST_WORKERS))
+    #: `start-server` keeps its process id there.
+    pid_file: Path | None = None
     #: Silence after which an agent is LOST.
     heartbeat_timeout: Seconds = Seconds(10.0)
     #: Sessions on an agent that stays LOST for so long have ended.
@@ -104,6 +114,11 @@ class ManagerConfig:
     local: LocalConfig | None = None
 
     @property
+    def pool_size(self) -> int:
+        """One worker's share of the connections to the database."""
+        return max(SMALLEST_POOL, min(LARGEST_POOL, self.db.connections // self.num_proc))
+
+    @property
     def tls(self) -> tuple[Path, Path] | None:
         """The files of certificate and key, None without TLS."""
         if not self.ssl_enabled or self.ssl_cert is None or self.ssl_privkey is None:
@@ -118,6 +133,10 @@ class ManagerConfig:
 
 
 def _contradictions(config: ManagerConfig) -> Iterator[Problem]:
+    if not 1 <= config.num_proc <= MOST_WORKERS:
+        yield Problem(("manager", "num-proc"), f": 1 to {MOST_WORKERS}, not {config.num_proc}")
+    if config.db.connections < SMALLEST_POOL:
+        yield Problem(("db", "connections"), f": at least {SMALLEST_POOL}, not {config.db.connections}")
     if config.heartbeat_timeout <= 0:
         yield Problem(("manager", "heartbeat-timeout"), ": more than 0 seconds")
     if config.shutdown_timeout < config.drain_timeout:

@@ -78,6 +78,8 @@ VARIABLES: Mapping[str, tuple[KeyPath, type]] = {
     "BACKEND_DB_NAME": (("db", "name"), str),
     "BACKEND_DB_USER": (("db", "user"), str),
     "BACKEND_DB_PASSWORD": (("db", "password"), str),
+    "BACKEND_MANAGER_NPROC": (("manager", "num-proc"), int),
+    "BACKEND_PID_FILE": (("manager", "pid-file"), str),
     "BACKEND_SSL_CERT": (("manager", "ssl-cert"), str),
     "BACKEND_SSL_KEY": (("manager", "ssl-privkey"), str),
 }

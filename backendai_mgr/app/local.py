@@ -100,8 +100,7 @@ async def run_local(
     with lock(data_dir):
         credentials = load_credentials(data_dir, options.host)
         files = _ChildFiles(data_dir, options, credentials, cluster_id(data_dir))
-        agent = Child(command="agent", data_dir=data_dir)
-        worker = Child(command="worker", data_dir=data_dir)
+        agent, worker = (Child(command=c, options=[f"--data-dir={data_dir}"]) for c in ("agent", "worker"))
         async with trio.open_nursery() as nursery:
             files.write_agent(_agent_port(options.agent_port))
             nursery.start_soon(agent.keep_running)

@@ -22,6 +22,7 @@ from ..runtime.config import HostPort
 from ..runtime.supervise import supervise
 from ..services.ports import StoreUnavailable
 from ..services.stopping import end_all_sessions
+from ..services.turns import run_in_turn
 from .build import Manager, build, utc_now
 from .config import ManagerConfig
 from .prepare import prepare
@@ -55,15 +56,17 @@ async def serve_manager(
         listener = open_listener(config.service_addr.host, config.service_addr.port)
     async with trio.open_nursery() as last_resort:
         last_resort.start_soon(_exit_in_time, stop, config.shutdown_timeout)
-        async with open_database(config.db.parameters) as database:
+        async with open_database(config.db.parameters, size=config.pool_size) as database:
             with trio.fail_after(STARTUP_TIMEOUT):
                 await prepare(database, config)
             async with open_links() as links, trio.open_nursery() as loops:
                 manager = build(config, database, links)
                 with trio.fail_after(STARTUP_TIMEOUT):
                     await loops.start(manager.hub.run)
-                for name in ("keeper", "scheduler", "starter", "reaper"):
+                for name in ("keeper", "starter"):
                     loops.start_soon(partial(supervise, getattr(manager, name).run, name=name))
+                in_turn = {name: getattr(manager, name).run for name in ("scheduler", "reaper")}
+                loops.start_soon(partial(run_in_turn, manager.turns, in_turn))
                 await _serve_http(config, manager, listener, stop, task_status)
                 with trio.move_on_after(END_SESSIONS_TIMEOUT + CLEANUP_TIMEOUT):
                     await _leave(manager, end_sessions.is_set())

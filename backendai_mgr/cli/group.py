@@ -24,11 +24,12 @@ _COMMANDS = {
     "why": _Entry("sessions", "Tell what a session waits for, or why it ended."),
     "cp": _Entry("files", "Copy files into a session, or out of it."),
     "logs": _Entry("files", "Show what a session has written."),
+    "start-server": _Entry("serving", "Serve a cluster: the API, over a database of its own."),
+    "agent": _Entry("serving", "Run sessions on this machine, for a manager."),
     "config": _Entry("config", "Check and show the configuration."),
     "schema": _Entry("admin", "Prepare the database."),
     "fixture": _Entry("admin", "Load rows from a file into the database."),
-    "worker": _Entry("serving", "Serve the API, as one process. `up` runs it.", hidden=True),
-    "agent": _Entry("serving", "Run sessions on this machine. `up` runs it.", hidden=True),
+    "worker": _Entry("serving", "Serve the API, as one process of `up` or `start-server`.", hidden=True),
 }
 
 
@@ -40,7 +41,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"{__package__}.{_COMMANDS[cmd_name].module}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

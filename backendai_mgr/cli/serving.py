@@ -1,13 +1,14 @@
-"""`worker` and `agent`: the two long-running processes, as children of `up` or by themselves."""
+"""`start-server`, `worker` and `agent`: the long-running processes, by themselves or as children."""
 
 import errno
 import fcntl
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -20,6 +21,7 @@ from ..runtime.config import ConfigError
 from ..runtime.configfile import Schema
 from ..runtime.lifeline import ORPHAN_DEADLINE, report_ready, watch_lifeline
 from ..runtime.logging import LoggingConfig, setup_logging
+from ..runtime.notify import Notifier, take_listeners
 from ..runtime.paths import PathRefused
 from . import options
 from .config import read_for
@@ -50,6 +52,7 @@ class _Process:
     config_path: Path | None
     lifeline: int | None
     ready: int | None
+    notifier: Notifier = attrs.field(init=False, factory=Notifier.taken)
     #: Set when it is to stop; ``end`` is set before if sessions (worker) or kernels (agent) are to end too.
     stop: trio.Event = attrs.field(init=False, factory=trio.Event)
     end: trio.Event = attrs.field(init=False, factory=trio.Event)
@@ -59,15 +62,61 @@ class _Process:
             if fd is not None:
                 os.set_inheritable(fd, False)
 
-    def configure(self, schema: Schema[_Config]) -> _Config:
-        """The configuration; logging is set up by it, and is told what there is to be told."""
+    def configure(self, schema: Schema[_Config], *, worker: str | None = None) -> _Config:
+        """The configuration; logging is set up by it, and is told what there is to be told. Of a *worker*
+        that is one of several its parent has done so."""
         with told(ConfigError):
             reading = read_for(schema, self.data_dir, self.config_path)
             config = reading.checked()
-            setup_logging(config.logging)
-        for warning in reading.warnings:
+            setup_logging(config.logging, worker=worker)
+        for warning in reading.warnings if worker is None else ():
             log.warning("%s", warning)
         return config
+
+
+@click.command()
+@options.config_file
+def start_server(config_path: Path | None) -> Any:
+    """Serve the API for a cluster, with as many processes as `num-proc` says, until SIGTERM or SIGINT.
+
+    SIGHUP has manager.toml and the certificates read anew: the processes are replaced one by one, while
+    others go on taking requests.
+    """
+    return partial(_start_server, config_path)
+
+
+async def _start_server(config_path: Path | None) -> None:
+    from ..app.children import ChildError
+    from ..app.listening import ListenError
+    from ..app.server import run_server
+
+    stop = trio.Event()
+    reload, reloads = trio.open_memory_channel[None](1)
+    with told(ConfigError, ListenError, ChildError):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_obey_signals, stop, reload)
+            await run_server(
+                config_path,
+                stop=stop,
+                reloads=reloads,
+                configure_logging=setup_logging,
+                notifier=Notifier.taken(),
+                handed_over=take_listeners(),
+            )
+            nursery.cancel_scope.cancel()
+
+
+async def _obey_signals(
+    stop: trio.Event, reload: trio.MemorySendChannel[None], *, task_status: trio.TaskStatus[None]
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
+        async for number in signals:
+            if number != signal.SIGHUP:
+                stop.set()
+                continue
+            with suppress(trio.WouldBlock):  # one is due already, and it will see what has changed by now
+                reload.send_nowait(None)
 
 
 @click.command()
@@ -75,21 +124,34 @@ class _Process:
 @options.config_file
 @options.lifeline
 @options.ready
-def worker(**given: Any) -> Any:
+@options.listen
+@options.worker_id
+@options.metrics_number
+def worker(listen: int | None, worker_id: str | None, metrics_number: int | None, **given: Any) -> Any:
     """Serve the API, as one process, until SIGTERM or SIGINT.
 
     With --data-dir it is the worker of that local system; else manager.toml says all.
     """
-    return partial(_worker, _Process(role="worker", **given))
+    return partial(_worker, _Process(role="worker", **given), listen, worker_id, metrics_number)
 
 
-async def _worker(process: _Process) -> None:
+async def _worker(
+    process: _Process, listen: int | None, worker_id: str | None, metrics_number: int | None
+) -> None:
     from ..app.admin import SchemaMismatch, StoreUnavailable
     from ..app.config import SCHEMA
+    from ..app.figures import share_figures
     from ..app.serve import serve_manager
 
-    config = process.configure(SCHEMA)
+    config = process.configure(SCHEMA, worker=worker_id)
+    # A worker that has no name given has no others beside it.
+    config = attrs.evolve(config, num_proc=1) if worker_id is None else attrs.evolve(config, id=worker_id)
+    if metrics_number is not None:
+        share_figures(metrics_number)
     serve = partial(serve_manager, config, stop=process.stop, end_sessions=process.end)
+    if listen is not None:
+        os.set_inheritable(listen, False)
+        serve = partial(serve, listener=socket.socket(fileno=listen))
     with told(SchemaMismatch, StoreUnavailable):
         await _run(process, serve, f"The address {config.service_addr}")
 
@@ -129,6 +191,9 @@ async def _run(process: _Process, serve: Callable[..., Awaitable[None]], address
                 said = await serving.start(serve)
                 if process.ready is not None:
                     report_ready(process.ready, said)
+                process.notifier.ready(f"Serving at {said.get('endpoint') or said['addr']}")
+                await process.stop.wait()
+                process.notifier.stopping()
         nursery.cancel_scope.cancel()
 
 

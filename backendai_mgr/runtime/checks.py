@@ -66,13 +66,18 @@ def writable_problem(folder: Path, *, made: bool) -> str | None:
     return None
 
 
+def written_problem(file: Path, *, made: bool = False) -> str | None:
+    """Whether this account can write the file, or make it; *made* as for `writable_problem`."""
+    if not file.exists():
+        return writable_problem(file.parent, made=made)
+    if file.is_dir():
+        return f": {file} is a folder"
+    return None if os.access(file, os.W_OK) else f": {file} may not be written by this account"
+
+
 def logging_problems(config: LoggingConfig) -> Iterator[Problem]:
     """Whether the log file can be had."""
     if config.file is None or "file" not in config.drivers:
         return
-    path = config.file.path / config.file.filename
-    wrong = writable_problem(config.file.path, made=True)
-    if wrong is None and path.exists() and not os.access(path, os.W_OK):
-        wrong = f": {path} may not be written by this account"
-    if wrong:
+    if wrong := written_problem(config.file.path / config.file.filename, made=True):
         yield Problem(("logging", "file", "path"), wrong)

@@ -19,7 +19,7 @@ from .config import ByteSize, ConfigError, Problem
 from .logfile import SharedFileHandler
 
 #: Members of ``extra`` that are shown, in this order.
-IDS = ("request", "session", "run", "kernel", "agent")
+IDS = ("worker", "request", "session", "run", "kernel", "agent")
 
 
 Level = Literal["NOTSET", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
@@ -95,16 +95,20 @@ def logging_cautions(config: LoggingConfig) -> Iterator[Problem]:
         yield Problem(("logging", "file"), ' has no effect while `logging.drivers` does not hold "file"')
 
 
-def setup_logging(config: LoggingConfig, *, stream: TextIO | None = None) -> None:
+def setup_logging(config: LoggingConfig, *, worker: str | None = None, stream: TextIO | None = None) -> None:
     """Send this process's records of that level and above where *config* says, and only there.
 
-    *stream* is taken for standard error. `ConfigError` when the log file's folder cannot be had.
+    Those of a *worker* that is one of several carry its name. *stream* is taken for standard error.
+    `ConfigError` when the log file cannot be had.
     """
     handlers: list[logging.Handler] = []
     if "file" in config.drivers and config.file is not None:
         handlers.append(_file_handler(config.file))
     if "console" in config.drivers or not handlers:
         handlers.append(_console_handler(config, sys.stderr if stream is None else stream))
+    if worker is not None:
+        for handler in handlers:
+            handler.addFilter(_Names(worker))
     root = logging.getLogger()
     for handler in root.handlers:
         if isinstance(handler, SharedFileHandler):
@@ -143,6 +147,16 @@ def _file_handler(config: FileLogConfig) -> logging.Handler:
     handler = SharedFileHandler(path, size=config.rotation_size, backups=config.backup_count)
     handler.setFormatter(JsonFormatter())
     return handler
+
+
+class _Names(logging.Filter):
+    def __init__(self, worker: str) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.worker = self._worker
+        return True
 
 
 def _ids(record: logging.LogRecord) -> dict[str, str]:

@@ -78,6 +78,16 @@ class AgentKeeper:
         #: The newest stored report of each agent that this worker keeps or has kept.
         self.reports: dict[AgentId, Report] = {}
         self._reported = trio.Event()
+        self._on_report: list[Callable[[AgentId, int, Report], None]] = []
+
+    @property
+    def owner(self) -> str:
+        """The name that this worker's leases have."""
+        return self._config.owner
+
+    def on_report(self, listener: Callable[[AgentId, int, Report], None]) -> None:
+        """Call *listener* with each report that was stored, and the epoch under which it was."""
+        self._on_report.append(listener)
 
     async def first_report(self, agent_id: AgentId) -> None:
         """Wait until a report of this agent was stored by this worker."""
@@ -142,8 +152,10 @@ class AgentKeeper:
             if self._held.get(lease.agent_id) is held:
                 del self._held[lease.agent_id]
 
-    def _note(self, agent_id: AgentId, report: Report) -> None:
+    def _note(self, agent_id: AgentId, epoch: int, report: Report) -> None:
         self.reports[agent_id] = report
+        for listener in self._on_report:
+            listener(agent_id, epoch, report)
         self._reported.set()
         self._reported = trio.Event()
 
@@ -195,7 +207,7 @@ class AgentWatch:
         config: KeeperConfig,
         lease: Lease,
         look: Wake,
-        stored: Callable[[AgentId, Report], None],
+        stored: Callable[[AgentId, int, Report], None],
         *,
         now: Callable[[], datetime],
     ) -> None:
@@ -227,7 +239,7 @@ class AgentWatch:
         changed = self._last is None or _substance(report) != _substance(self._last)
         if changed:
             await self._store.store_report(self._lease.agent_id, self._lease.epoch, report, now=self._now())
-        self._stored(self._lease.agent_id, report)
+        self._stored(self._lease.agent_id, self._lease.epoch, report)
         due = trio.current_time() - self._compared_at >= FULL_RECONCILE
         if due or changed or self._last is None or report.kernels != self._last.kernels:
             await self._reconcile(report, feed)

@@ -281,6 +281,16 @@ class Events(Protocol):
         """
 
 
+class Turns(Protocol):
+    """Which worker of the cluster does what only one needs to do."""
+
+    def take(self) -> AbstractAsyncContextManager[None]:
+        """Wait for the turn, and have it for the length of the block, which is cancelled when it is lost.
+
+        `StoreUnavailable`, perhaps in a group, then and when the database is away.
+        """
+
+
 # ---------------------------------------------------------------- agent link
 
 

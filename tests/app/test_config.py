@@ -12,6 +12,8 @@ from ..support.samples import check_sample
 #: Keys whose sample value is an example, since the default depends on the machine or is absent.
 EXAMPLES = {
     ("manager", "id"),
+    ("manager", "num-proc"),
+    ("manager", "pid-file"),
     ("manager", "ssl-cert"),
     ("manager", "ssl-privkey"),
     ("db", "socket-dir"),
@@ -35,6 +37,8 @@ def test_the_sample_shows_every_key_with_its_default() -> None:
         ({"db": {"adr": "x"}}, "`db.adr` is not a known key"),
         ({"logging": {"level": "LOUD"}}, "`logging.level`: expected one of"),
         ({"manager": {"heartbeat-timeout": 0}}, "`manager.heartbeat-timeout`"),
+        ({"manager": {"num-proc": 0}}, "`manager.num-proc`: 1 to 1024, not 0"),
+        ({"db": {"connections": 1}}, "`db.connections`: at least 2, not 1"),
         ({"manager": {"drain-timeout": 20}}, "`manager.shutdown-timeout`"),
         ({"manager": {"ssl-enabled": True}}, "`manager.ssl-cert` is missing; `ssl-enabled` needs it"),
         ({"limits": {"requests": 0}}, "`limits.requests` must be more than 0"),
@@ -74,3 +78,11 @@ def test_secrets_do_not_show_in_a_representation() -> None:
 def test_loopback(host: str, loopback: bool) -> None:
     config = parse_manager_config({"manager": {"service-addr": f"{host}:1"}})
     assert config.on_loopback is loopback
+
+
+@pytest.mark.parametrize(
+    ("connections", "workers", "share"), [(64, 1, 16), (64, 8, 8), (10, 64, 2), (2, 1, 2)]
+)
+def test_workers_share_the_connections_to_the_database(connections: int, workers: int, share: int) -> None:
+    document = {"manager": {"num-proc": workers}, "db": {"connections": connections}}
+    assert parse_manager_config(document).pool_size == share

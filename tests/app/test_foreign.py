@@ -30,6 +30,8 @@ password = "s3cret"
 
 [manager]
 ipc-base-path = "/tmp/backend.ai/ipc"
+num-proc = 2
+pid-file = "./manager.pid"
 id = "i-one"
 user = {os.geteuid()}
 group = {os.getegid()}
@@ -90,6 +92,7 @@ def test_the_original_file_is_accepted_and_each_key_without_effect_is_told_once(
     assert config.id == "i-one"
     assert config.service_addr == ListenAddress("0.0.0.0", 8080)
     assert config.heartbeat_timeout == 30.0
+    assert (config.num_proc, config.pid_file) == (2, Path("manager.pid"))
     assert config.tls == (Path("fixtures/manager.crt"), Path("fixtures/manager.key"))
     assert config.limits.message_bytes == 33554432
     assert (config.db.addr, config.db.password) == (HostPort("db.example", 5433), "s3cret")
@@ -167,6 +170,8 @@ def values(config: Any, *keys: str) -> list[Any]:
             {"BACKEND_SSL_CERT": "/c", "BACKEND_SSL_KEY": "/k"},
             {"ssl_cert": Path("/c"), "ssl_privkey": Path("/k")},
         ),
+        ({"BACKEND_MANAGER_NPROC": "3"}, {"num_proc": 3}),
+        ({"BACKEND_PID_FILE": "/dev/null"}, {"pid_file": Path("/dev/null")}),
         ({"BACKEND_SERVICE_IP": "0.0.0.0"}, {"service_addr": ListenAddress("0.0.0.0", 9000)}),
         ({"BACKEND_SERVICE_PORT": "80"}, {"service_addr": ListenAddress("10.0.0.1", 80)}),
         (
@@ -201,6 +206,8 @@ def test_variables_of_the_original(environ: Mapping[str, str], expected: Mapping
 @pytest.mark.parametrize(
     ("environ", "sentence"),
     [
+        ({"BACKEND_MANAGER_NPROC": "all"}, "`BACKEND_MANAGER_NPROC`: expected a whole number, not 'all'."),
+        ({"BACKEND_MANAGER_NPROC": "0"}, "`BACKEND_MANAGER_NPROC`: 1 to 1024, not 0."),
         ({"BACKEND_DB_ADDR": "db"}, "`BACKEND_DB_ADDR`: expected host:port, not 'db'."),
         ({"BACKEND_SERVICE_PORT": "x"}, "`BACKEND_SERVICE_PORT`: expected host:port, not '127.0.0.1:x'."),
         ({"BACKEND_SERVICE_PORT": "1e9"}, "`BACKEND_SERVICE_PORT`: expected host:port, not '127.0.0.1:1e9'."),

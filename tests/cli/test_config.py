@@ -31,6 +31,7 @@ from ..support.samples import default_of
 EXAMPLES = {
     ("manager", "ssl-cert"): "/c",
     ("manager", "ssl-privkey"): "/k",
+    ("manager", "pid-file"): "/p",
     ("db", "socket-dir"): "/s",
     ("agent", "images-dir"): "/i",
     ("logging", "file", "path"): "/l",

@@ -30,6 +30,8 @@ def test_the_first_page_names_the_commands_for_people() -> None:
         "why",
         "cp",
         "logs",
+        "start-server",
+        "agent",
         "config",
         "schema",
         "fixture",
