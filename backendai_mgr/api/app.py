@@ -14,6 +14,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 from ..domain.errors import InvalidParameters
 from . import (
     accounts,
+    agents,
     execute,
     files,
     legacy_files,
@@ -47,6 +48,7 @@ BLUEPRINTS = (
     legacy_files.blueprint,
     legacy_stream.blueprint,
     operations.blueprint,
+    agents.blueprint,
 )
 
 

@@ -14,6 +14,7 @@ from ..domain.errors import Unavailable
 from ..services.accounts import KeyCache
 from ..services.files import FileService
 from ..services.health import Health
+from ..services.joining import JoinService
 from ..services.runs import RunService
 from ..services.sessions import SessionService
 from .metrics import Metrics
@@ -35,6 +36,7 @@ class ApiServices:
     sessions: SessionService
     runs: RunService
     files: FileService
+    joining: JoinService
     health: Health
     registry: CollectorRegistry
     now: Callable[[], datetime]

@@ -17,9 +17,11 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve as hypercorn_serve
 from hypercorn.trio.tcp_server import TCPServer
 
+from ..agentlink.keys import LinkKeys
 from ..agentlink.links import open_links
 from ..api.app import create_app, server_config
 from ..api.context import RequestIdFilter
+from ..db.joining import PgJoining
 from ..db.pool import open_database
 from ..domain.ids import AgentId
 from ..runtime.supervise import supervise
@@ -55,9 +57,10 @@ async def serve_manager(
         last_resort.start_soon(_exit_in_time, stop, config.shutdown_timeout)
         async with open_database(config.db.parameters) as database:
             with trio.fail_after(STARTUP_TIMEOUT):
-                await prepare(database, config)
-            async with open_links() as links, trio.open_nursery() as loops:
-                manager = build(config, database, links)
+                keys = await prepare(database, config)
+            link_keys = LinkKeys(keys, PgJoining(database))
+            async with open_links(keys=link_keys) as links, trio.open_nursery() as loops:
+                manager = build(config, database, links, public_key=keys.public)
                 with trio.fail_after(STARTUP_TIMEOUT):
                     await loops.start(manager.hub.run)
                 for name in ("keeper", "scheduler", "starter", "reaper"):

@@ -15,7 +15,9 @@ from prometheus_client import CollectorRegistry
 
 from backendai_mgr.api.app import ApiServices, Limits, create_app, server_config
 from backendai_mgr.domain.signing import SignedParts, sign
+from backendai_mgr.services.joining import JoinService
 from tests.fakes.files import FakeFiles
+from tests.fakes.joining import CLUSTER, MANAGER_KEY, FakeJoinStore
 from tests.fakes.services import ACCESS_KEY, SECRET_KEY, FakeHealth, FakeKeys, FakeRuns, FakeSessions
 
 VERSION = "v6.20220315"
@@ -75,6 +77,7 @@ class Server:
     sessions: FakeSessions
     runs: FakeRuns
     files: FakeFiles
+    joins: FakeJoinStore
     health: FakeHealth
     registry: CollectorRegistry
     stop: trio.Event
@@ -115,9 +118,11 @@ async def serving(limits: Limits | None = None, **config: Any) -> AsyncIterator[
     """Serve scripted services until the block ends."""
     keys, sessions, health, registry = FakeKeys(), FakeSessions(), FakeHealth(), CollectorRegistry()
     runs, files = FakeRuns(sessions), FakeFiles(sessions)
+    joins = FakeJoinStore()
+    joining = JoinService(joins, cluster_id=CLUSTER, public_key=MANAGER_KEY, now=lambda: datetime.now(UTC))
     services = ApiServices(
-        keys=keys, sessions=sessions, runs=runs, files=files, health=health, registry=registry,
-        now=lambda: datetime.now(UTC),
+        keys=keys, sessions=sessions, runs=runs, files=files, joining=joining, health=health,
+        registry=registry, now=lambda: datetime.now(UTC),
     )  # fmt: skip
     settings = server_config(limits)
     settings.bind = ["127.0.0.1:0"]
@@ -131,6 +136,6 @@ async def serving(limits: Limits | None = None, **config: Any) -> AsyncIterator[
         )
         yield Server(
             host=url.partition("//")[2], url=url, keys=keys, sessions=sessions, runs=runs, files=files,
-            health=health, registry=registry, stop=stop,
+            joins=joins, health=health, registry=registry, stop=stop,
         )  # fmt: skip
         stop.set()
