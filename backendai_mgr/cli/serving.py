@@ -5,7 +5,7 @@ import fcntl
 import os
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..runtime.logging import LoggingConfig, setup_logging
 from ..runtime.paths import PathRefused
 from . import options
 from .errors import CliError, told
+from .joining import TOKEN_VARIABLE
 
 #: A predecessor that has lost its parent is gone after this many seconds, with a margin.
 _PREDECESSOR = ORPHAN_DEADLINE + 5.0
@@ -82,28 +83,56 @@ async def _worker(process: _Process) -> None:
 @options.config_file
 @options.lifeline
 @options.ready
-def agent(**given: Any) -> Any:
+@click.option(
+    "--join",
+    "manager_url",
+    metavar="URL",
+    help="Join the cluster of the manager there, e.g. https://HOST:8081.",
+)
+@click.option(
+    "--token",
+    "join_token",
+    envvar=TOKEN_VARIABLE,
+    show_envvar=True,
+    help="What lets it join; once. Better in the environment, since others see command lines.",
+)
+def agent(manager_url: str | None, join_token: str | None, **given: Any) -> Any:
     """Run sessions on this machine for a manager, until SIGTERM or SIGINT; kernels outlive it.
 
-    With --data-dir it is the agent of that local system; else agent.toml says all.
+    agent.toml says how; with --data-dir the one of that local system, if there is one. When it has joined a
+    cluster it remembers that, and needs neither --join nor --token again.
     """
-    return partial(_agent, _Process(role="agent", **given))
+    os.environ.pop(TOKEN_VARIABLE, None)  # no child of this process needs it
+    wishes = {"manager-url": manager_url, "join-token": join_token}
+    return partial(_agent, _Process(role="agent", **given), {k: v for k, v in wishes.items() if v})
 
 
-async def _agent(process: _Process) -> None:
-    from ..agent.build import run_agent
+async def _agent(process: _Process, wishes: Mapping[str, str]) -> None:
+    from ..agent.build import prepare_data_dir, run_agent
     from ..agent.config import parse_agent_config
     from ..agent.registry import DataDirInUse
 
     with told(ConfigError):
-        path = process.config_file("agent.toml") or find_config("agent.toml")
-        document = {} if path is None else load_toml(path)
+        document = _agent_document(process)
         logging = structure(LoggingConfig, document.pop("logging", {}), "logging")
+        if isinstance(table := document.setdefault("agent", {}), dict):
+            table |= wishes
         config = parse_agent_config(document)
+        if process.data_dir is not None:
+            prepare_data_dir(process.data_dir)
     setup_logging(logging)
     serve = partial(run_agent, config, stop=process.stop, end_kernels=process.end)
     with told(ConfigError, DataDirInUse):
-        await _run(process, serve, f"The address {config.bind}")
+        await _run(process, serve, "The agent's address")
+
+
+def _agent_document(process: _Process) -> dict[str, Any]:
+    """What agent.toml says. A data directory without one is where the agent keeps its things."""
+    path = process.config_file("agent.toml")
+    if process.config_path is None and path is not None and not path.exists():
+        return {"agent": {"data-dir": str(path.parents[1].absolute())}}
+    path = path or find_config("agent.toml")
+    return {} if path is None else load_toml(path)
 
 
 async def _run(process: _Process, serve: Callable[..., Awaitable[None]], address: str) -> None:

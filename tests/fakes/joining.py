@@ -3,12 +3,14 @@
 import attrs
 import trio
 
-from backendai_mgr.domain.joining import KnownAgent, StoredToken, TokenText, decide
+from backendai_mgr.domain.joining import KeyPair, KnownAgent, StoredToken, TokenText, decide
 from backendai_mgr.domain.status import AgentStatus
+from backendai_mgr.runtime.curve import new_key_pair
 from backendai_mgr.services.ports import StoreUnavailable
 
 CLUSTER = "cluster-1"
-MANAGER_KEY = "m" * 40
+MANAGER = KeyPair(**dict(zip(("public", "secret"), new_key_pair(), strict=True)))
+MANAGER_KEY = MANAGER.public
 
 
 class FakeJoinStore:
@@ -19,6 +21,8 @@ class FakeJoinStore:
         self.agents: dict[str, KnownAgent] = {}
         self.requests: list = []
         self.away = False
+        #: Set when somebody was told that it is away.
+        self.asked = trio.Event()
 
     def add_token(self, number: int, *, expires_at, uses: int = 1) -> TokenText:
         token = TokenText.make(bytes([number] * 6), bytes([number] * 24))
@@ -27,9 +31,15 @@ class FakeJoinStore:
         )
         return token
 
+    async def agent_key(self, agent_id):
+        """As `services.ports.AgentKeys` asks it."""
+        await trio.lowlevel.checkpoint()
+        return self.agents[agent_id].public_key if agent_id in self.agents else None
+
     async def join(self, token, request, *, now):
         await trio.lowlevel.checkpoint()
         if self.away:
+            self.asked.set()
             raise StoreUnavailable("away")
         stored = None if token is None else self.tokens.get(token.id)
         known = [
