@@ -18,7 +18,7 @@ from .backends.process import ProcessBackend
 from .config import AgentConfig
 from .enclosure import KernelLimits
 from .images import load_manifests, packaged_manifests
-from .membership import LinkPlan, is_loopback, is_new_token, load_membership, own_keys, plan_link
+from .membership import LinkPlan, Managers, is_loopback, is_new_token, load_membership, own_keys, plan_link
 from .registry import KernelRegistry, open_registry
 from .scratch import KernelStore
 from .server import serve_link
@@ -88,18 +88,18 @@ async def run_agent(
         ) as registry,
         trio.open_nursery() as nursery,
     ):
-        admitted = set() if link.membership is None else {link.membership.manager_public_key}
+        managers = Managers(None if link.membership is None else link.membership.manager_public_key)
         serve = partial(
             serve_link,
             registry,
             bind=_endpoint(link.bind),
             report_interval=config.report_interval,
-            curve=None if keys is None else CurveServer(secret_key=keys.secret, admits=admitted.__contains__),
+            curve=None if keys is None else CurveServer(secret_key=keys.secret, admits=managers.admits),
         )
         try:
             address = await nursery.start(serve)
             if link.join and keys is not None:
-                joining = partial(_join, config, link, keys.public, data_dir, admitted)
+                joining = partial(_join, config, link, keys.public, data_dir, managers)
                 await _unless(joining, partial(_either, stop, end_kernels))
         except OSError as error:
             refused = ConfigError(f"`agent.bind`: {error.strerror}.")
@@ -127,14 +127,14 @@ async def _plan(config: AgentConfig, data_dir: Path) -> LinkPlan:
 
 
 async def _join(
-    config: AgentConfig, link: LinkPlan, public_key: str, data_dir: Path, admitted: set[str]
+    config: AgentConfig, link: LinkPlan, public_key: str, data_dir: Path, managers: Managers
 ) -> None:
     """Join the cluster and admit its managers. By now the address is bound, so that no token is spent on one
     that cannot be had."""
     from .joining import join
 
     membership = await join(config, link, public_key, data_dir)
-    admitted.add(membership.manager_public_key)
+    managers.learn(membership.manager_public_key)
 
 
 async def _unless(work: Callable[[], Awaitable[None]], given_up: Callable[[], Awaitable[None]]) -> None:

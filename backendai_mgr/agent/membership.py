@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
+import trio
 
 from ..domain.joining import KeyPair, check_address, check_key
 from ..runtime.config import ConfigError, HostPort, ListenAddress
@@ -58,6 +59,29 @@ class LinkPlan:
     @property
     def is_plain(self) -> bool:
         return self.membership is None and not self.join
+
+
+class Managers:
+    """Whom an agent that is a member, or is about to become one, admits to its link."""
+
+    def __init__(self, key: str | None) -> None:
+        self._key = key
+        self._known = trio.Event()
+        if key is not None:
+            self._known.set()
+
+    def learn(self, key: str) -> None:
+        """The managers' key, now that the cluster is joined."""
+        self._key = key
+        self._known.set()
+
+    async def admits(self, key: str) -> bool:
+        """Whether *key* is the managers'.
+
+        Before the join nobody can tell: a manager that dials at once, while its answer is on the way, waits.
+        """
+        await self._known.wait()
+        return key == self._key
 
 
 def token_digest(token: str) -> str:

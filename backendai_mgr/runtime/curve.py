@@ -5,7 +5,7 @@ nobody else: neither one without a key nor, should its handler ever be missing, 
 """
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import attrs
 import zmq
@@ -43,10 +43,11 @@ class CurveClient:
 
 @attrs.frozen(kw_only=True)
 class CurveServer:
-    """The key of a socket that is bound, and which clients it admits, by their public keys."""
+    """The key of a socket that is bound, and which clients it admits, by their public keys. While ``admits``
+    has not answered the client's handshake waits, and those of all others."""
 
     secret_key: str = attrs.field(repr=False)
-    admits: Callable[[str], bool]
+    admits: Callable[[str], Awaitable[bool]]
 
     @property
     def options(self) -> Mapping[int, bytes | int]:
@@ -73,13 +74,19 @@ def public_key_of(secret_key: str) -> str:
         raise ValueError("not a key") from error
 
 
-def zap_reply(request: Sequence[bytes], admits: Callable[[str], bool]) -> list[bytes]:
-    """The answer to a ZAP request: 200 for an admitted key on a CURVE connection, 400 for everything else."""
-    request_id = request[1] if len(request) > 1 else b""
+def zap_client(request: Sequence[bytes]) -> str | None:
+    """The public key that a ZAP request asks about; None for what is no CURVE client of ours."""
     match request:
         case [b"1.0", _, domain, _, _, b"CURVE", key] if domain == _ZAP_DOMAIN and len(key) == 32:
-            if admits(zmq.utils.z85.encode(key).decode()):
-                return [_ZAP_VERSION, request_id, b"200", b"OK", _ADMITTED_AS, b""]
+            return zmq.utils.z85.encode(key).decode()
+    return None
+
+
+def zap_reply(request: Sequence[bytes], admitted: bool) -> list[bytes]:
+    """The answer to a ZAP request."""
+    request_id = request[1] if len(request) > 1 else b""
+    if admitted:
+        return [_ZAP_VERSION, request_id, b"200", b"OK", _ADMITTED_AS, b""]
     return [_ZAP_VERSION, request_id, b"400", b"not admitted", b"", b""]
 
 

@@ -17,7 +17,15 @@ from typing import TypeVar
 import trio
 import zmq
 
-from .curve import HANDSHAKE_FAILED, ZAP_ENDPOINT, CurveClient, CurveServer, SocketEvent, zap_reply
+from .curve import (
+    HANDSHAKE_FAILED,
+    ZAP_ENDPOINT,
+    CurveClient,
+    CurveServer,
+    SocketEvent,
+    zap_client,
+    zap_reply,
+)
 
 #: The largest single frame that is taken; libzmq hangs up on a peer that announces more.
 MAX_FRAME = 12 * 1024 * 1024
@@ -240,9 +248,9 @@ class Context:
         With *curve* all is encrypted, and only those that it admits come in; a context has one such router.
         libzmq frees the port some time after the socket was closed, at the latest with the context's end.
         """
-        async with AsyncExitStack() as beneath:
-            if curve is not None:
-                await beneath.enter_async_context(self._admission(curve))
+        # Bound before any nursery is there, so that the error comes out as it is.
+        questions = None if curve is None else self._questions()
+        try:
             raw = self._socket(zmq.ROUTER, {**_ROUTER_OPTIONS, **(curve.options if curve else {})})
             events = _events_of(raw, HANDSHAKE_FAILED)
             try:
@@ -251,30 +259,25 @@ class Context:
                 raw.close(linger=0)
                 events.close(linger=0)
                 raise OSError(error.errno, f"cannot bind {endpoint!r}: {error.strerror}") from error
+        except OSError:
+            if questions is not None:
+                questions.close(linger=0)
+            raise
+        async with AsyncExitStack() as beneath:
+            if curve is not None and questions is not None:
+                await beneath.enter_async_context(_admission(questions, curve))
             async with _pumped(_Socket(events)) as watch, _pumped(Router(raw, watch)) as router:
                 yield router
 
-    @asynccontextmanager
-    async def _admission(self, curve: CurveServer) -> AsyncIterator[None]:
-        """Answer libzmq's questions whom to admit, while inside."""
+    def _questions(self) -> zmq.Socket[bytes]:
+        """Where libzmq asks whom to admit."""
         raw = self._socket(zmq.REP, {})
         try:
             raw.bind(ZAP_ENDPOINT)
         except zmq.ZMQError as error:
             raw.close(linger=0)
             raise OSError(error.errno, "this context has a CURVE router already") from error
-        async with _pumped(_Socket(raw)) as questions, trio.open_nursery() as nursery:
-
-            async def answer() -> None:
-                while True:
-                    request = await questions.recv()
-                    raw.send_multipart(zap_reply(request, curve.admits), zmq.NOBLOCK)
-
-            nursery.start_soon(answer)
-            try:
-                yield
-            finally:
-                nursery.cancel_scope.cancel()
+        return raw
 
     def _socket(self, kind: int, options: Mapping[int, int | bytes]) -> zmq.Socket[bytes]:
         try:
@@ -297,6 +300,25 @@ def _events_of(raw: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
     except zmq.ZMQError as error:
         raw.close(linger=0)
         raise OSError(error.errno, f"no more ZeroMQ sockets: {error.strerror}") from error
+
+
+@asynccontextmanager
+async def _admission(raw: zmq.Socket[bytes], curve: CurveServer) -> AsyncIterator[None]:
+    """Answer libzmq's questions whom to admit, while inside."""
+    async with _pumped(_Socket(raw)) as questions, trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            while True:
+                request = await questions.recv()
+                key = zap_client(request)
+                admitted = key is not None and await curve.admits(key)
+                raw.send_multipart(zap_reply(request, admitted), zmq.NOBLOCK)
+
+        nursery.start_soon(answer)
+        try:
+            yield
+        finally:
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -72,6 +72,10 @@ async def test_an_address_that_is_taken_is_refused_in_a_sentence(config):
         )
         with pytest.raises(ConfigError, match=r"agent\.bind.*in use"):
             await run_agent(taken, stop=trio.Event(), end_kernels=trio.Event())
+        # The same of an encrypted link, and before the token is spent.
+        joining = attrs.evolve(taken, manager_url="http://127.0.0.1:1", join_token="t")
+        with pytest.raises(ConfigError, match=r"agent\.bind.*in use"):
+            await run_agent(joining, stop=trio.Event(), end_kernels=trio.Event())
         stop.set()
 
 

@@ -40,7 +40,10 @@ class Keys:
 
 @asynccontextmanager
 async def serving(agent, pair: KeyPair | None = FIRST, bind=ANY, admits=(OWN.public,)):
-    curve = None if pair is None else CurveServer(secret_key=pair.secret, admits=admits.__contains__)
+    async def admitted(key: str) -> bool:
+        return key in admits
+
+    curve = None if pair is None else CurveServer(secret_key=pair.secret, admits=admitted)
     async with trio.open_nursery() as nursery:
         serve = partial(serve_link, agent, bind=bind, report_interval=INTERVAL, curve=curve)
         yield await nursery.start(serve)

@@ -13,6 +13,7 @@ from backendai_mgr.runtime.curve import (
     SocketEvent,
     new_key_pair,
     public_key_of,
+    zap_client,
     zap_reply,
 )
 from backendai_mgr.runtime.zmqsocket import HandshakeFailed, open_context
@@ -21,6 +22,13 @@ ANY = "tcp://127.0.0.1:*"
 AGENT = new_key_pair()
 MANAGER = new_key_pair()
 STRANGER = new_key_pair()
+
+
+def among(keys):
+    async def admits(key: str) -> bool:
+        return key in keys
+
+    return admits
 
 
 def client(own=MANAGER, server=AGENT[0]) -> CurveClient:
@@ -33,7 +41,7 @@ async def guarded(admitted, endpoint=ANY):
     async with (
         open_context() as here,
         open_context() as there,
-        here.router(endpoint, curve=CurveServer(secret_key=AGENT[1], admits=admitted.__contains__)) as router,
+        here.router(endpoint, curve=CurveServer(secret_key=AGENT[1], admits=among(admitted))) as router,
     ):
         yield router, there
 
@@ -104,13 +112,35 @@ async def test_whom_it_admits_may_change_while_it_listens():
                 assert await echoed(router, dealer)  # a handshake is for the life of its connection
 
 
+async def test_a_handshake_waits_until_it_is_known_who_is_admitted():
+    known = trio.Event()
+
+    async def admits(key: str) -> bool:
+        await known.wait()
+        return key == MANAGER[0]
+
+    server = CurveServer(secret_key=AGENT[1], admits=admits)
+    with trio.fail_after(20):
+        async with (
+            open_context() as here,
+            open_context() as there,
+            here.router(ANY, curve=server) as router,
+            there.dealer(router.endpoint, curve=client()) as dealer,
+        ):
+            with trio.move_on_after(0.3) as early:
+                await dealer.broken()
+            assert early.cancelled_caught
+            known.set()
+            assert await echoed(router, dealer)
+
+
 async def test_an_agent_with_another_key_at_an_old_address_is_not_taken_for_the_one_before():
     with trio.fail_after(20):
         async with guarded({MANAGER[0]}) as (router, context):
             port = router.endpoint
             async with context.dealer(port, curve=client()) as dealer:
                 assert await echoed(router, dealer)
-        successor = CurveServer(secret_key=STRANGER[1], admits={MANAGER[0]}.__contains__)
+        successor = CurveServer(secret_key=STRANGER[1], admits=among({MANAGER[0]}))
         async with (
             open_context() as here,
             open_context() as there,
@@ -150,7 +180,7 @@ async def test_a_break_after_the_handshake_is_a_break_and_the_same_socket_connec
 
 
 async def test_a_second_guarded_router_of_a_context_and_a_key_that_is_none_are_oserrors():
-    server = CurveServer(secret_key=AGENT[1], admits=bool)
+    server = CurveServer(secret_key=AGENT[1], admits=among(()))
     async with open_context() as context, context.router(ANY, curve=server):
         with pytest.raises(OSError, match="already"):
             async with context.router(ANY, curve=server):
@@ -189,7 +219,7 @@ def request(**changes) -> list[bytes]:
     ],
 )
 def test_answers_to_zap_requests(frames, status):
-    reply = zap_reply(frames, {MANAGER[0]}.__contains__)
+    reply = zap_reply(frames, admitted=zap_client(frames) == MANAGER[0])
     assert len(reply) == 6
     assert reply[0] == b"1.0"
     assert reply[2] == status
@@ -198,7 +228,7 @@ def test_answers_to_zap_requests(frames, status):
 
 def test_secrets_do_not_show():
     assert MANAGER[1] not in repr(client())
-    assert AGENT[1] not in repr(CurveServer(secret_key=AGENT[1], admits=bool))
+    assert AGENT[1] not in repr(CurveServer(secret_key=AGENT[1], admits=among(())))
 
 
 def test_the_public_key_of_a_secret_one():
