@@ -78,7 +78,8 @@ def _manager_url(config: ManagerConfig) -> str:
     """Where agents reach the manager, as far as its own settings tell."""
     address = config.service_addr
     host = socket.getfqdn() if address.host in ("0.0.0.0", "::") else address.host
-    return f"http://{f'[{host}]' if ':' in host else host}:{address.port}"
+    scheme = "http" if config.tls is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{address.port}"
 
 
 def _spoken(seconds: float) -> str:

@@ -14,6 +14,7 @@ import trustme
 from backendai_mgr.agent.config import AgentConfig
 from backendai_mgr.agent.joining import address_towards, join
 from backendai_mgr.agent.membership import load_membership, own_keys, plan_link
+from backendai_mgr.api.server.tls import server_context
 from backendai_mgr.domain.status import AgentStatus
 from backendai_mgr.runtime.config import ConfigError
 from tests.api.harness import serving
@@ -93,7 +94,7 @@ async def test_a_manager_that_is_away_is_waited_for(tmp_path):
             token = f"bmj-{'01' * 6}-{'01' * 24}"
             nursery.start_soon(come_in, token)
             await trio.testing.wait_all_tasks_blocked(0.2)
-            async with serving(bind=[f"127.0.0.1:{port}"]) as server:
+            async with serving(port=port) as server:
                 assert token_of(server) == token
                 # The database is away, and then the server on its way out: both are for a while.
                 server.joins.away = True
@@ -152,7 +153,7 @@ async def test_a_private_authority_is_named_and_a_certificate_that_is_not_truste
     (tmp_path / "nothing.pem").write_text("nothing")
     pem = tmp_path / "server.pem"
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
-    async with serving(certfile=str(pem), keyfile=str(pem)) as server:
+    async with serving(tls=server_context(pem, pem)) as server:
         token, url = token_of(server), f"https://{server.host}"
         for trusted in (None, tmp_path / "other.pem"):
             with pytest.raises(ConfigError, match=r"is not trusted .*`agent.manager-ca`"):

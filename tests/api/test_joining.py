@@ -10,6 +10,7 @@ import pytest
 import trio
 import trustme
 
+from backendai_mgr.api.server.tls import server_context
 from backendai_mgr.domain.status import AgentStatus
 from tests.fakes.joining import CLUSTER, MANAGER_KEY
 
@@ -151,7 +152,7 @@ async def test_from_another_machine_only_https_is_taken(tmp_path):
     certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     with trio.fail_after(60):
-        async with serving(bind=[f"{address}:0"]) as plain, plain.client(auth=None) as anyone:
+        async with serving(address=address) as plain, plain.client(auth=None) as anyone:
             token = plain.joins.add_token(1, expires_at=datetime.now(UTC) + timedelta(hours=1))
             # Before the body is looked at.
             for sent in ({"json": body(token)}, {"content": b"{"}):
@@ -159,8 +160,8 @@ async def test_from_another_machine_only_https_is_taken(tmp_path):
                 assert reply.status_code == 403
                 assert "HTTPS" in reply.json()["msg"]
             assert plain.joins.requests == []
-        pem = str(tmp_path / "server.pem")
-        async with serving(bind=[f"{address}:0"], certfile=pem, keyfile=pem) as secure:
+        pem = tmp_path / "server.pem"
+        async with serving(address=address, tls=server_context(pem, pem)) as secure:
             token = secure.joins.add_token(1, expires_at=datetime.now(UTC) + timedelta(hours=1))
             trust = ssl.create_default_context(cafile=tmp_path / "ca.pem")
             async with secure.client(auth=None, verify=trust, base_url=f"https://{secure.host}") as anyone:
