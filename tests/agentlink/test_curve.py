@@ -1,6 +1,6 @@
 """The encrypted link: keys that are looked up, that change, that are wrong; and what is never dialled."""
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import pytest
@@ -89,6 +89,45 @@ async def test_calls_reports_and_streams_over_an_encrypted_link():
                 assert (await anext(aiter(feed))).kernels[0].id == KERNEL
                 assert sum(len(item.data) for item in [item async for item in stream][:-1]) == 100_000
         assert link.trouble is None
+
+
+@asynccontextmanager
+async def tapped(endpoint: str):
+    """An address that leads to *endpoint*, and all bytes that pass, in either direction."""
+    seen = bytearray()
+
+    async def copy(source, target) -> None:
+        async for data in source:
+            seen.extend(data)
+            await target.send_all(data)
+        await target.send_eof()
+
+    async def serve(near) -> None:
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with await trio.open_tcp_stream(host, int(port)) as far, trio.open_nursery() as nursery:
+                nursery.start_soon(copy, near, far)
+                nursery.start_soon(copy, far, near)
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        yield f"tcp://127.0.0.1:{listener.socket.getsockname()[1]}", seen
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("pair", [FIRST, None], ids=["encrypted", "plain"])
+async def test_who_listens_reads_a_plain_link_and_not_an_encrypted_one(pair):
+    agent, key = FakeAgent(), pair and pair.public
+    async with (
+        serving(agent, pair) as endpoint,
+        tapped(endpoint) as (address, seen),
+        linked(Keys(**{AGENT: key})) as links,
+    ):
+        with trio.fail_after(20):
+            await links.link(AGENT, address).complete(KERNEL, "secret_of_mine", 14)
+    texts = [b"secret_of_mine", b"secret_of_mine()", b"complete"]
+    assert [text in seen for text in texts] == [pair is None] * 3
+    assert (b"CURVE" in seen) is (pair is not None)
 
 
 @pytest.mark.parametrize(
