@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..runtime.checks import address_problem, folder_problem, logging_problems, writable_problem
+from ..runtime.checks import address_problem, file_problem, folder_problem, logging_problems, writable_problem
 from ..runtime.config import ConfigError, Problem
 from .config import AgentConfig
 from .images import load_manifests
@@ -10,8 +10,10 @@ from .images import load_manifests
 
 def agent_problems(config: AgentConfig) -> Iterator[Problem]:
     """Problems of addresses and folders, and of the image manifests."""
-    if wrong := address_problem(config.bind.host, config.bind.port):
+    if config.bind is not None and (wrong := address_problem(config.bind.host, config.bind.port)):
         yield Problem(("agent", "bind"), wrong)
+    if config.manager_ca is not None and (wrong := file_problem(config.manager_ca)):
+        yield Problem(("agent", "manager-ca"), wrong)
     if wrong := writable_problem(config.data_dir, made=True):
         yield Problem(("agent", "data-dir"), wrong)
     if config.images_dir is not None:

@@ -13,6 +13,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 from ..domain.errors import InvalidParameters
 from . import (
     accounts,
+    agents,
     execute,
     files,
     legacy_files,
@@ -46,6 +47,7 @@ BLUEPRINTS = (
     legacy_files.blueprint,
     legacy_stream.blueprint,
     operations.blueprint,
+    agents.blueprint,
 )
 
 

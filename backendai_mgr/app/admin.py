@@ -1,23 +1,30 @@
-"""Work on the database itself, for operators: the schema and fixtures."""
+"""Work on the database, for operators: the schema, fixtures, and tokens for agents that are to join."""
 
+import secrets
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import attrs
 
 from ..db.fixtures import populate
+from ..db.joining import PgJoining
 from ..db.pool import Conn, open_database
 from ..db.schema import OLDEST_SERVER, SCHEMA_VERSION, UPGRADES, SchemaMismatch, ensure_schema, schema_version
-from ..domain.errors import InvalidParameters
+from ..domain.errors import InvalidParameters, NotFound
+from ..domain.joining import TOKEN_ID_BYTES, TOKEN_SECRET_BYTES, TokenText
 from ..services.ports import StoreUnavailable
+from .build import utc_now
 from .config import DatabaseConfig
 
 __all__ = [
     "DatabaseFound",
     "InvalidParameters",
+    "NotFound",
     "SchemaMismatch",
     "StoreUnavailable",
     "inspect_database",
+    "make_join_token",
     "make_schema",
     "populate_fixture",
 ]
@@ -77,3 +84,24 @@ async def populate_fixture(config: DatabaseConfig, document: Mapping[str, Any]) 
     """
     async with open_database(config.parameters) as database:
         return await database.run(lambda conn: populate(conn, document))
+
+
+async def make_join_token(
+    config: DatabaseConfig, *, scaling_group: str, lifetime: float, uses: int
+) -> TokenText:
+    """A new token that lets *uses* agents join *scaling_group* within *lifetime* seconds.
+
+    The database is brought up to this version first. `NotFound` when the scaling group does not exist.
+    """
+    token = TokenText.make(secrets.token_bytes(TOKEN_ID_BYTES), secrets.token_bytes(TOKEN_SECRET_BYTES))
+    now = utc_now()
+    async with open_database(config.parameters) as database:
+        await database.run(ensure_schema)
+        await PgJoining(database).add_token(
+            token,
+            scaling_group=scaling_group,
+            uses=uses,
+            expires_at=now + timedelta(seconds=lifetime),
+            now=now,
+        )
+    return token

@@ -275,7 +275,6 @@ class _ChildFiles:
             "id": AGENT_ID,
             "bind": f"127.0.0.1:{port}",
             "data-dir": str(self.data_dir),
-            "cluster-id": self.cluster_id,
             "cpu-overcommit": CPU_OVERCOMMIT,
             "isolation": self.options.isolation,
             "network": self.options.network,

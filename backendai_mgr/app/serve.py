@@ -11,11 +11,13 @@ from functools import partial
 
 import trio
 
+from ..agentlink.keys import LinkKeys
 from ..agentlink.links import open_links
 from ..api.app import create_app
 from ..api.context import RequestIdFilter
 from ..api.server.serving import open_listener, raise_descriptor_limit, serve_http
 from ..api.server.tls import server_context
+from ..db.joining import PgJoining
 from ..db.pool import open_database
 from ..domain.ids import AgentId
 from ..runtime.config import HostPort
@@ -58,9 +60,10 @@ async def serve_manager(
         last_resort.start_soon(_exit_in_time, stop, config.shutdown_timeout)
         async with open_database(config.db.parameters, size=config.pool_size) as database:
             with trio.fail_after(STARTUP_TIMEOUT):
-                await prepare(database, config)
-            async with open_links() as links, trio.open_nursery() as loops:
-                manager = build(config, database, links)
+                keys = await prepare(database, config)
+            link_keys = LinkKeys(keys, PgJoining(database))
+            async with open_links(keys=link_keys) as links, trio.open_nursery() as loops:
+                manager = build(config, database, links, public_key=keys.public)
                 with trio.fail_after(STARTUP_TIMEOUT):
                     await loops.start(manager.hub.run)
                 for name in ("keeper", "starter"):

@@ -1,7 +1,7 @@
 """Reading the configuration for a command; `config`: what is wrong with it, and what is in force."""
 
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from ..runtime.config import ConfigError, Problem, dotted, find_config
-from ..runtime.configfile import Reading, Schema, read_file
+from ..runtime.configfile import Reading, Schema, Setting, read_file
 from ..runtime.configshow import as_written, resolved
 from . import options
 from .errors import CliError, told
@@ -115,14 +115,19 @@ def show(config_path: Path | None, in_force: bool, role: str | None) -> None:
     click.echo(resolved(reading) if in_force else as_written(schema, reading.text), nl=False)
 
 
-def read_for(schema: Schema[_Config], data_dir: Path | None, config_path: Path | None) -> Reading[_Config]:
+def read_for(
+    schema: Schema[_Config],
+    data_dir: Path | None,
+    config_path: Path | None,
+    given: Sequence[Setting] = (),
+) -> Reading[_Config]:
     """The file named on the command line, the one that `up` wrote into *data_dir*, or the one found.
 
     What `up` wrote says all: variables are not for `up`, which has options.
     """
     if config_path is None and data_dir is not None:
-        return read_file(schema, data_dir / "etc" / schema.file_name, environ={})
-    return read_file(schema, config_path)
+        return read_file(schema, data_dir / "etc" / schema.file_name, environ={}, given=given)
+    return read_file(schema, config_path, given=given)
 
 
 def _role_of(path: Path | None, role: str | None) -> str:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import click
 import trio
 
 from ..runtime.config import ConfigError
-from ..runtime.configfile import Schema
+from ..runtime.configfile import Reading, Schema, Setting, read
 from ..runtime.lifeline import ORPHAN_DEADLINE, report_ready, watch_lifeline
 from ..runtime.logging import LoggingConfig, setup_logging
 from ..runtime.notify import Notifier, take_listeners
@@ -26,6 +26,7 @@ from ..runtime.paths import PathRefused
 from . import options
 from .config import read_for
 from .errors import CliError, told
+from .joining import TOKEN_VARIABLE
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +63,15 @@ class _Process:
             if fd is not None:
                 os.set_inheritable(fd, False)
 
-    def configure(self, schema: Schema[_Config], *, worker: str | None = None) -> _Config:
-        """The configuration; logging is set up by it, and is told what there is to be told. Of a *worker*
-        that is one of several its parent has done so."""
-        with told(ConfigError):
-            reading = read_for(schema, self.data_dir, self.config_path)
-            config = reading.checked()
-            setup_logging(config.logging, worker=worker)
-        for warning in reading.warnings if worker is None else ():
-            log.warning("%s", warning)
-        return config
+
+def _in_force(reading: Reading[_Config], *, worker: str | None = None) -> _Config:
+    """The configuration; logging is set up by it, and is told what there is to be told. Of a *worker* that is
+    one of several its parent has done so."""
+    config = reading.checked()
+    setup_logging(config.logging, worker=worker)
+    for warning in reading.warnings if worker is None else ():
+        log.warning("%s", warning)
+    return config
 
 
 @click.command()
@@ -143,7 +143,8 @@ async def _worker(
     from ..app.figures import share_figures
     from ..app.serve import serve_manager
 
-    config = process.configure(SCHEMA, worker=worker_id)
+    with told(ConfigError):
+        config = _in_force(read_for(SCHEMA, process.data_dir, process.config_path), worker=worker_id)
     # A worker that has no name given has no others beside it.
     config = attrs.evolve(config, num_proc=1) if worker_id is None else attrs.evolve(config, id=worker_id)
     if metrics_number is not None:
@@ -161,23 +162,58 @@ async def _worker(
 @options.config_file
 @options.lifeline
 @options.ready
-def agent(**given: Any) -> Any:
+@click.option(
+    "--join",
+    "manager_url",
+    metavar="URL",
+    help="Join the cluster of the manager there, e.g. https://HOST:8081.",
+)
+@click.option(
+    "--token",
+    "join_token",
+    envvar=TOKEN_VARIABLE,
+    show_envvar=True,
+    help="What lets it join; once. Better in the environment, since others see command lines.",
+)
+def agent(manager_url: str | None, join_token: str | None, **given: Any) -> Any:
     """Run sessions on this machine for a manager, until SIGTERM or SIGINT; kernels outlive it.
 
-    With --data-dir it is the agent of that local system; else agent.toml says all.
+    agent.toml says how; with --data-dir the one of that local system, if there is one. When it has joined a
+    cluster it remembers that, and needs neither --join nor --token again.
     """
-    return partial(_agent, _Process(role="agent", **given))
+    os.environ.pop(TOKEN_VARIABLE, None)  # no child of this process needs it
+    wishes = [
+        Setting(("agent", "manager-url"), manager_url, "--join"),
+        Setting(("agent", "join-token"), join_token, "--token"),
+    ]
+    return partial(_agent, _Process(role="agent", **given), [wish for wish in wishes if wish.value])
 
 
-async def _agent(process: _Process) -> None:
-    from ..agent.build import run_agent
+async def _agent(process: _Process, given: Sequence[Setting]) -> None:
+    from ..agent.build import prepare_data_dir, run_agent
     from ..agent.config import SCHEMA
     from ..agent.registry import DataDirInUse
 
-    config = process.configure(SCHEMA)
+    with told(ConfigError):
+        config = _in_force(_read_agent(SCHEMA, process, given))
+        if process.data_dir is not None:
+            prepare_data_dir(process.data_dir)
     serve = partial(run_agent, config, stop=process.stop, end_kernels=process.end)
     with told(ConfigError, DataDirInUse):
-        await _run(process, serve, f"The address {config.bind}")
+        await _run(process, serve, "The agent's address")
+
+
+def _read_agent(schema: Schema[_Config], process: _Process, given: Sequence[Setting]) -> Reading[_Config]:
+    """agent.toml under what was *given*. A data directory without one is where the agent keeps its things."""
+    folder = process.data_dir
+    if (
+        process.config_path is None
+        and folder is not None
+        and not (folder / "etc" / schema.file_name).exists()
+    ):
+        place = Setting(("agent", "data-dir"), str(folder.absolute()), "--data-dir")
+        return read(schema, {}, environ=os.environ, given=[place, *given])
+    return read_for(schema, folder, process.config_path, given)
 
 
 async def _run(process: _Process, serve: Callable[..., Awaitable[None]], address: str) -> None:

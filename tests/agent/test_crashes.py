@@ -18,6 +18,7 @@ from backendai_mgr.runtime.paths import check_traversable
 from backendai_mgr.shim.failpoint import VARIABLE
 
 from .harness import PATIENCE, Site, destroy, ended, processes_of, run, shims_of, until
+from .test_member import JOINING
 
 #: The checkout comes last on the path: it has the tests, while the package may be installed elsewhere.
 VICTIM = f"import sys, runpy; sys.path.append({str(Path(__file__).parents[2])!r})\n" + (
@@ -46,7 +47,7 @@ def test_every_crash_point_is_reached_below() -> None:
     names: set[str] = set()
     for source in agent.rglob("*.py"):
         names |= set(re.findall(r'failpoint\("([^"]+)"\)', source.read_text()))
-    assert names == {*COLD, *WARM, "destroy.after_end"}
+    assert names == {*COLD, *WARM, "destroy.after_end", *JOINING}
 
 
 @pytest.mark.parametrize("failpoint", WARM)
