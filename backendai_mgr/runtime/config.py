@@ -265,7 +265,7 @@ class _Reader:
         complete = True
         for key, (field, hint) in fields.items():
             if key in mapping:
-                value = self.value(hint, mapping[key], places[key])
+                value = self.value(hint, mapping[key], places[key], secret=not field.repr)
                 if value is not _WRONG:
                     values[field.name] = value
                     continue
@@ -291,10 +291,10 @@ class _Reader:
                 if values.pop(name, _WRONG) is _WRONG or fields_of(cls)[key][0].default is attrs.NOTHING:
                     return None
 
-    def value(self, hint: Any, value: Any, path: KeyPath) -> Any:
-        """The value, or `_WRONG`."""
+    def value(self, hint: Any, value: Any, path: KeyPath, *, secret: bool = False) -> Any:
+        """The value, or `_WRONG`. What a *secret* is instead is not told."""
         if hint is not without_none(hint):
-            return None if value is None else self.value(without_none(hint), value, path)
+            return None if value is None else self.value(without_none(hint), value, path, secret=secret)
         if inner := table_class(hint):
             found = self.table(inner, value, path)
             return _WRONG if found is None else found
@@ -303,7 +303,8 @@ class _Reader:
                 return parse(value)
             return self._compound(hint, value, path)
         except ValueError as error:
-            self._wrong(path, f": {error}")
+            told = str(error).partition(", not ")[0] if secret else error
+            self._wrong(path, f": {told}")
             return _WRONG
 
     def _compound(self, hint: Any, value: Any, path: KeyPath) -> Any:

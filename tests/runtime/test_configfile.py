@@ -162,6 +162,11 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     )
 
 
+def test_a_secret_of_the_wrong_kind_is_not_told() -> None:
+    told = read(SCHEMA, {"whole": {"secret": 12345}}).problems
+    assert told == ("`whole.secret`: expected text in quotes.",)
+
+
 def test_what_contradicts_itself_is_told_unless_that_follows_from_a_mistake() -> None:
     assert read(SCHEMA, {"whole": {"flag": True, "path": "/x"}}).problems == ("`whole.flag`: not with path.",)
     told = read(SCHEMA, {"whole": {"flag": "maybe", "path": "/x"}}).problems
