@@ -246,6 +246,16 @@ async def test_a_configuration_that_cannot_be_used_changes_nothing(
         os.kill(other.pid, signal.SIGCONT)
 
 
+async def test_keys_without_effect_are_told_of_at_each_reading(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = f"{tmp_path}/manager.toml:8: `manager.event-loop` has no effect here"
+    async with running(tmp_path, event_loop="uvloop") as site:
+        assert caplog.text.count(told) == 1
+        await site.reloaded()
+        assert caplog.text.count(told) == 2
+
+
 async def test_a_successor_that_does_not_come_up_ends_a_reload(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
