@@ -92,7 +92,8 @@ def test_a_worker_follows_its_file_and_the_environment(
             assert answer.status == 200
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{endpoint}/livez?{'x' * 2000}", timeout=START)
-        assert refused.value.code == 431
+        with refused.value:
+            assert refused.value.code == 431
     finally:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=STOP)
