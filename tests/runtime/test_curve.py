@@ -1,5 +1,6 @@
 """CURVE and ZAP over real loopback TCP: who comes in, who does not, and what each side is told."""
 
+import re
 import struct
 from contextlib import asynccontextmanager
 
@@ -69,7 +70,7 @@ async def test_the_manager_and_the_agent_that_know_each_other_talk():
     [
         (client(STRANGER), "does not admit our key", "its key is not admitted"),
         (client(server=STRANGER[0]), "another key", "key"),
-        (None, "one side encrypts|hung up", "one side encrypts"),
+        (None, *["one side encrypts|hung up"] * 2),  # whichever end is first to speak
     ],
     ids=["a stranger's key", "the key of another agent", "no key"],
 )
@@ -81,7 +82,7 @@ async def test_all_others_are_refused_and_both_sides_learn_why(curve, told, logg
                     await dealer.broken()
                 with pytest.raises(trio.WouldBlock):
                     dealer.send_nowait([b"secret"])
-            assert logged in await router.refused()
+            assert re.search(logged, await router.refused())
             # Those who are refused are in nobody's way.
             async with context.dealer(router.endpoint, curve=client()) as dealer:
                 assert await echoed(router, dealer)
