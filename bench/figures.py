@@ -56,7 +56,7 @@ class Row:
 
     ``p99``: 99 of 100 runs were as good or better. ``ratio`` is the speed as a share of the reference's,
     ``cpu_ratio`` the same of the work that a second of CPU does: 1 is as fast as the reference, more is
-    faster. CPU is that of the program's processes (``cpu_seconds`` by their role), never of the load generator:
+    faster. CPU is that of the program's processes (``cpu_seconds`` by their role), not of the load generator:
     ``load`` is the most that it used of a processor.
     """
 
