@@ -9,12 +9,11 @@ import click
 import trio
 from rich.console import Console
 
-from . import crowds, executes, memory, output, requests, starts
+from . import crowds, executes, memory, output, requests, rivals, starts, table
 from .cases import Case
 from .figures import Row, compare
 from .harness import BenchError, Effort, open_system
 from .results import Results, ResultsError, select, this_machine
-from .table import changes_table, figures_table
 from .wire import WireError
 
 CASES = [
@@ -22,10 +21,12 @@ CASES = [
     *executes.CASES,
     *output.CASES,
     *memory.CASES,
-    *crowds.CASES,
     *starts.CASES,
+    *crowds.CASES,
 ]
 RESULTS = Path(__file__).resolve().parent / "results.json"
+#: A load generator that uses more of a processor than this may be what was measured.
+BUSY = 0.8
 
 
 @click.command()
@@ -33,34 +34,55 @@ RESULTS = Path(__file__).resolve().parent / "results.json"
 @click.option("--quick", is_flag=True, help="See that everything works; the figures mean little.")
 @click.option("--compare", "earlier", type=Path, metavar="FILE", help="Show the change against FILE.")
 @click.option(
-    "--output", type=Path, metavar="FILE", help="Where results go; bench/results.json for a whole run."
+    "--output", type=Path, metavar="FILE", help="Where results go; bench/results.json for all cases."
 )
-def main(only: tuple[str, ...], quick: bool, earlier: Path | None, output: Path | None) -> None:
-    """Measure the installed program on this machine."""
+@click.option(
+    "--rivals", "rival", metavar="PYTHON", help="An interpreter that has jupyter_server: measure it too."
+)
+@click.option("--markdown", is_flag=True, help="Print tables for README.md.")
+def main(
+    only: tuple[str, ...],
+    quick: bool,
+    earlier: Path | None,
+    output: Path | None,
+    rival: str | None,
+    markdown: bool,
+) -> None:
+    """Measure the installed program on this machine. Exits with 1 when a case could not be measured."""
+    cases = [*CASES, *(rivals.cases(rival) if rival else ())]
     try:
         before = None if earlier is None else Results.read(earlier)
     except ResultsError as error:
         raise click.ClickException(str(error)) from None
-    names = select([case.name for case in CASES], only)
+    names = select([case.name for case in cases], only)
     if not names:
-        raise click.ClickException(f"No case is named so; there are {', '.join(c.name for c in CASES)}.")
-    if output is None and not (only or quick):
-        output = RESULTS
+        raise click.ClickException(
+            f"No case is named so; there are {', '.join(case.name for case in cases)}."
+        )
     effort = Effort.quick() if quick else Effort()
-    rows, failures = trio.run(measure, [case for case in CASES if case.name in names], effort)
+    rows, failures = trio.run(measure, [case for case in cases if case.name in names], effort)
     results = Results(this_machine(), rows)
+    if output is None and not (only or quick or failures):
+        output = RESULTS
     if output is not None:
         results.write(output)
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(figures_table(rows, results.machine))
+    shown = [table.figures(rows, results.machine)]
     if before is not None:
-        console.print(changes_table(compare(rows, before.rows)))
+        shown.append(table.changes(compare(rows, before.rows), before.machine))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for cells in shown:
+        console.print(cells.markdown() if markdown else cells.rich(), soft_wrap=markdown, markup=False)
+    for row in rows:
+        if row.load > BUSY:
+            click.echo(f"{row.name}: the load generator used {row.load:.0%} of a processor.", err=True)
     sys.exit(1 if failures else 0)
 
 
 async def measure(cases: Sequence[Case], effort: Effort) -> tuple[list[Row], int]:
-    """The rows of all cases, and how many cases failed. Neighbours with the same settings share a running
-    program; one that failed says so and the others go on."""
+    """The rows of all cases, and how many cases failed.
+
+    Neighbours with the same settings share a running program. One that fails says so, and the others go on.
+    """
     rows: list[Row] = []
     failures = 0
     for settings, together in groupby(cases, key=lambda case: case.settings):
@@ -70,8 +92,8 @@ async def measure(cases: Sequence[Case], effort: Effort) -> tuple[list[Row], int
                 click.echo(f"{case.name} ... ", nl=False, err=True)
                 try:
                     rows += await case.measure(system, effort)
-                except* (BenchError, WireError, trio.BrokenResourceError) as failed:
-                    click.echo(f"cannot be measured: {_first(failed)}", err=True)
+                except* (BenchError, WireError, trio.BrokenResourceError, trio.TooSlowError) as failed:
+                    click.echo(f"cannot be measured: {_first(failed)!r}", err=True)
                     failures += 1
                 else:
                     click.echo(f"{trio.current_time() - began:.1f} s", err=True)
@@ -79,7 +101,7 @@ async def measure(cases: Sequence[Case], effort: Effort) -> tuple[list[Row], int
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
-    """One error says as much as the hundred others beside it."""
+    """One error says as much as a hundred like it."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -26,6 +26,8 @@ from .wire import Address, Connection, Requests, connect
 START = 60
 STOP = 40
 PATIENCE = 60
+#: Seldom enough to cost next to nothing beside what is measured.
+POOL_LOOK = 0.15
 
 
 class BenchError(Exception):
@@ -120,7 +122,7 @@ class System:
                 pool = await self.pool()
                 if pool["ready"] >= pool["size"]:
                     return
-                await trio.sleep(0.02)
+                await trio.sleep(POOL_LOOK)
 
     async def pool(self) -> dict[str, float]:
         """``size``, ``ready``, ``hits`` and ``misses`` of the ready Python kernels."""
@@ -157,7 +159,7 @@ async def open_system(settings: Settings = PLAIN) -> AsyncIterator[System]:
     options = [option for setting in settings for option in ("--set", setting)]
     command = ["-m", "backendai_mgr", "up", "--data-dir", str(data_dir), "--port", "0", "--agent-port", "0"]
     try:
-        async with _child([*command, *options], until="Try") as (process, _):
+        async with child([*command, *options], until="Try") as (process, _):
             said = json.loads((data_dir / "up.json").read_text())
             where = urlsplit(said["endpoint"])
             requests = Requests(
@@ -197,22 +199,28 @@ def _lift_limits(data_dir: Path) -> None:
 @asynccontextmanager
 async def bare(name: str) -> AsyncIterator[Bare]:
     """One of `bench.bare`, in a process of its own."""
-    async with _child(["-m", "bench.bare", name]) as (process, said):
+    async with child(["-m", "bench.bare", name]) as (process, said):
         yield Bare(Requests(address=Address("127.0.0.1", int(said))), process.pid, f"bare {name}")
 
 
 @asynccontextmanager
-async def _child(arguments: Sequence[str], *, until: str = "") -> AsyncIterator[tuple[trio.Process, str]]:
-    """A Python process, once it has said a line that begins with *until*; ended with the block."""
+async def child(
+    arguments: Sequence[str], *, until: str | None = "", python: str = sys.executable, quiet: bool = False
+) -> AsyncIterator[tuple[trio.Process, str]]:
+    """A Python process, once it has said a line that begins with *until* (None: at once).
+
+    It is ended with the block. What it says as errors is shown unless it is to be *quiet*.
+    """
     process = await trio.lowlevel.open_process(
-        [sys.executable, *arguments],
+        [python, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL if quiet else None,
         process_group=0,  # Ctrl-C is for us, who end it in order
     )
     try:
         with trio.fail_after(START):
-            said = await _line(process, until)
+            said = "" if until is None else await _line(process, until)
         yield process, said
     finally:
         with trio.move_on_after(STOP, shield=True):

@@ -6,6 +6,7 @@ import platform
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,4 @@ def _cpu_model() -> str:
 
 def select(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     """The names in which one of the patterns (as of file names) occurs; all when there is no pattern."""
-    from fnmatch import fnmatch
-
-    return [name for name in names if not patterns or any(fnmatch(name, f"*{p}*") for p in patterns)]
+    return [name for name in names if not patterns or any(fnmatchcase(name, f"*{p}*") for p in patterns)]

@@ -38,15 +38,18 @@ class Address:
 
 @attrs.frozen(kw_only=True)
 class Requests:
-    """Makes the bytes of requests to one server; signed when there is a key pair. A signature is good for
-    minutes, so one request may be sent many times."""
+    """Makes the bytes of requests to one server, with further header lines; signed when there is a key pair.
+
+    A signature is good for minutes, so one request may be sent many times.
+    """
 
     address: Address
     access_key: str | None = None
     secret_key: str = ""
+    headers: tuple[str, ...] = ()
 
     def make(self, method: str, target: str, body: Any = None, *, upgrade: bool = False) -> bytes:
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {self.address}"]
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {self.address}", *self.headers]
         if self.access_key is not None:
             lines += self._signature(method, target)
         if upgrade:
