@@ -1,8 +1,8 @@
 """``python -m bench``: measure, print the table, write the results."""
 
 import sys
+import traceback
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
 import click
@@ -62,7 +62,7 @@ def main(
     effort = Effort.quick() if quick else Effort()
     rows, failures = trio.run(measure, [case for case in cases if case.name in names], effort)
     results = Results(this_machine(), rows)
-    if output is None and not (only or quick or failures):
+    if output is None and not (only or quick):
         output = RESULTS
     if output is not None:
         results.write(output)
@@ -79,24 +79,25 @@ def main(
 
 
 async def measure(cases: Sequence[Case], effort: Effort) -> tuple[list[Row], int]:
-    """The rows of all cases, and how many cases failed.
-
-    Neighbours with the same settings share a running program. One that fails says so, and the others go on.
-    """
+    """The rows of all cases, and how many cases failed. Each has a running program of its own: what one leaves
+    behind does not reach another, and one that fails leaves the others alone."""
     rows: list[Row] = []
     failures = 0
-    for settings, together in groupby(cases, key=lambda case: case.settings):
-        async with open_system(settings) as system:
-            for case in together:
-                began = trio.current_time()
-                click.echo(f"{case.name} ... ", nl=False, err=True)
-                try:
-                    rows += await case.measure(system, effort)
-                except* (BenchError, WireError, trio.BrokenResourceError, trio.TooSlowError) as failed:
-                    click.echo(f"cannot be measured: {_first(failed)!r}", err=True)
-                    failures += 1
-                else:
-                    click.echo(f"{trio.current_time() - began:.1f} s", err=True)
+    for case in cases:
+        began = trio.current_time()
+        click.echo(f"{case.name} ... ", nl=False, err=True)
+        try:
+            async with open_system(case.settings) as system:
+                rows += await case.measure(system, effort)
+        except* (BenchError, WireError) as known:
+            click.echo(f"cannot be measured: {_first(known)}", err=True)
+            failures += 1
+        except* Exception as unknown:
+            click.echo("cannot be measured:", err=True)
+            traceback.print_exception(unknown)
+            failures += 1
+        else:
+            click.echo(f"{trio.current_time() - began:.1f} s", err=True)
     return rows, failures
 
 

@@ -20,7 +20,7 @@ VERSION = "v6.20220315"
 CONTENT_TYPE = "application/json"
 _PIECE = 1 << 18
 
-TEXT, BINARY, CLOSE = 1, 2, 8
+TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
 
 
 class WireError(Exception):
@@ -135,7 +135,14 @@ class WebSocket:
         await self._connection.stream.send_all(_frame_head(TEXT, len(payload)) + payload)
 
     async def receive(self) -> tuple[int, bytes]:
-        """(opcode, payload) of the next frame."""
+        """(opcode, payload) of the next frame; pings are answered."""
+        while True:
+            opcode, payload = await self._frame()
+            if opcode != PING:
+                return opcode, payload
+            await self._connection.stream.send_all(_frame_head(PONG, len(payload)) + payload)
+
+    async def _frame(self) -> tuple[int, bytes]:
         buffer, more = self._connection.buffer, self._connection.more
         while len(buffer) < 2:
             await more()
