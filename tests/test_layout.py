@@ -44,10 +44,10 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "agentlink": {"attrs", "trio", "msgpack", "cattrs"},
     "clients": {"attrs", "trio", "httpx"},
     "settings": {"attrs", "trio", "httpx"},
-    # Hypercorn and wsproto: the server's own classes are where a connection's peer and close code are known.
+    # Hypercorn, h2, h11, wsproto: the server's own protocols are where a connection's bounds are kept.
     "api": {"attrs", "cattrs", "trio", "quart", "quart_trio", "werkzeug", "prometheus_client", "dateutil"}
-    | {"hypercorn", "wsproto"},
-    "app": {"attrs", "trio", "hypercorn", "prometheus_client"},
+    | {"hypercorn", "wsproto", "h2", "h11"},
+    "app": {"attrs", "trio", "prometheus_client"},
     "agent": {"attrs", "cattrs", "trio", "msgpack"},
     "agent.backends": {"attrs", "trio", "httpx"},
     "shim": set(),

@@ -4,7 +4,6 @@ import logging
 from typing import Any, cast
 
 import trio
-from hypercorn.config import Config
 from quart import Response, has_websocket_context
 from quart_trio import QuartTrio
 from werkzeug.exceptions import MethodNotAllowed
@@ -34,7 +33,7 @@ from .sockets import INTERNAL_ERROR, POLICY, Socket, SocketConnection, current_s
 
 log = logging.getLogger(__name__)
 
-__all__ = ["ApiServices", "Limits", "create_app", "server_config"]
+__all__ = ["ApiServices", "Limits", "create_app"]
 
 BLUEPRINTS = (
     root.blueprint,
@@ -59,21 +58,6 @@ def create_app(services: ApiServices, limits: Limits | None = None) -> Applicati
     return Front(cast(Application, app), metrics, limits)
 
 
-def server_config(limits: Limits | None = None) -> Config:
-    """What the application needs of Hypercorn; addresses, certificates and stop times are the caller's."""
-    config = Config()
-    config.include_server_header = False
-    config.keep_alive_timeout = 30
-    config.keep_alive_max_requests = 1_000_000
-    config.websocket_max_message_size = (limits or Limits()).code_body_bytes
-    # Its pinging tasks outlive their websockets by up to one interval and would hold up every stop; nor do
-    # they act on a missing pong. Clients ping, and TCP keep-alive tells of dead ones.
-    config.websocket_ping_interval = None
-    config.accesslog = None
-    config.errorlog = logging.getLogger("hypercorn.error")
-    return config
-
-
 class Api(QuartTrio):
     """Quart with our routing, errors and websockets."""
 
@@ -85,6 +69,8 @@ class Api(QuartTrio):
         self.config["MAX_CONTENT_LENGTH"] = max(
             limits.code_body_bytes, limits.multipart_bytes, limits.piece_bytes
         )
+        self.config["BODY_TIMEOUT"] = limits.body_seconds
+        self.config["RESPONSE_TIMEOUT"] = None  # the server bounds each write
         self.url_map.merge_slashes = False
         self.url_map.redirect_defaults = False
         self.extensions[EXTENSION] = Installed(services, limits, metrics)

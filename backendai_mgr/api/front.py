@@ -12,11 +12,11 @@ from urllib.parse import unquote_to_bytes
 
 import trio
 
-from ..domain.errors import BadRequest
+from ..domain.errors import BadRequest, Unavailable
 from .context import Limits, request_id
 from .metrics import UNMATCHED, Metrics
 from .peer import Peer
-from .problems import CONTENT_TYPE, Problem, problem_of
+from .problems import COMMON_HEADERS, Problem, problem_of, protocol_problem
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -29,11 +29,6 @@ ROUTE = "backendai.route"
 PEER = "backendai.peer"
 
 _AUTHORITY = re.compile(rb"\Ahttps?://[^/?#]*", re.IGNORECASE)
-_HEADERS = [
-    (b"server", b"BackendAI"),
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-expose-headers", b"*"),
-]
 _STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 _PREFLIGHT_SECONDS = b"600"
 
@@ -45,27 +40,45 @@ class Front:
         self._app = app
         self._metrics = metrics
         self._limits = limits
+        self._most = {"http": limits.requests, "websocket": limits.websockets}
+        self._under_way = dict.fromkeys(self._most, 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        kind = scope["type"]
+        if kind not in self._most:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, receive, send, self._limits)
         token = request_id.set(exchange.id)
         started = trio.current_time()
+        self._under_way[kind] += 1
         try:
-            try:
-                exchange.scope["path"] = _path(scope)
-            except BadRequest as error:
-                await exchange.refuse(problem_of(error))
+            if refusal := self._refusal(scope):
+                await exchange.refuse(refusal)
             else:
-                await self._app(exchange.scope, exchange.receive, exchange.send)
+                try:
+                    exchange.scope["path"] = _path(scope)
+                except BadRequest as error:
+                    await exchange.refuse(problem_of(error))
+                else:
+                    await self._app(exchange.scope, exchange.receive, exchange.send)
         finally:
+            self._under_way[kind] -= 1
             request_id.reset(token)
             route = exchange.scope["state"].get(ROUTE, UNMATCHED)
             # How long a websocket was open is no latency.
             elapsed = trio.current_time() - started if scope["type"] == "http" else None
             self._metrics.request(route, exchange.method, exchange.status, elapsed)
+
+    def _refusal(self, scope: Scope) -> Problem | None:
+        """The limit that the request is beyond, if any."""
+        head = len(scope["raw_path"]) + len(scope["query_string"])
+        head += sum(len(name) + len(value) for name, value in scope["headers"])
+        if head > self._limits.head_bytes:
+            return protocol_problem(431)
+        if self._under_way[scope["type"]] > self._most[scope["type"]]:
+            return problem_of(Unavailable("Too many requests are under way.", retry_after=1))
+        return None
 
 
 class _Exchange:
@@ -84,7 +97,7 @@ class _Exchange:
         self._all_received = trio.Event()
         self._unfinished = scope["type"] == "http" and _may_have_body(scope, wanted)
         if scope["type"] == "websocket":
-            self.scope["state"][PEER] = Peer(send)
+            self.scope["state"][PEER] = Peer(self.scope, send)
         else:
             if b"x-method-override" in wanted:
                 self.scope["method"] = wanted[b"x-method-override"].decode("latin-1").strip().upper()
@@ -120,10 +133,12 @@ class _Exchange:
             with trio.move_on_after(self._limits.send_seconds, shield=True):
                 await self._send(message)
         else:
+            # What is sent to a client that left is dropped without ever yielding.
+            await trio.lowlevel.checkpoint()
             await self._send(message)
 
     def _headers(self, message: Message) -> list[tuple[bytes, bytes]]:
-        headers = [*_HEADERS, (b"x-request-id", self.id.encode())]
+        headers = [*COMMON_HEADERS, (b"x-request-id", self.id.encode())]
         if self._unfinished and self.scope["http_version"].startswith("1"):
             headers.append((b"connection", b"close"))
         if self._preflight is not None and self.status == 200:
@@ -139,10 +154,9 @@ class _Exchange:
         """Answer without the application."""
         kind = "websocket.http.response" if self.scope["type"] == "websocket" else "http.response"
         body = problem.body()
-        headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", b"%d" % len(body))]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._discard)
-            await self.send({"type": f"{kind}.start", "status": problem.status, "headers": headers})
+            await self.send({"type": f"{kind}.start", "status": problem.status, "headers": problem.head()})
             await self.send({"type": f"{kind}.body", "body": body, "more_body": False})
             nursery.cancel_scope.cancel()
 

@@ -18,6 +18,12 @@ log = logging.getLogger(__name__)
 
 PREFIX = "https://api.backend.ai/probs/"
 CONTENT_TYPE = "application/problem+json"
+#: Of every reply.
+COMMON_HEADERS = [
+    (b"server", b"BackendAI"),
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-expose-headers", b"*"),
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -39,6 +45,11 @@ class Problem:
         if self.data is not None:
             value["data"] = self.data
         return json.dumps(value | dict(self.extra), default=str).encode()
+
+    def head(self) -> list[tuple[bytes, bytes]]:
+        """The header fields, for where there is no `Response`."""
+        fields = {"content-type": CONTENT_TYPE, "content-length": str(len(self.body())), **self.headers}
+        return [(name.lower().encode(), value.encode()) for name, value in fields.items()]
 
     def response(self) -> Response:
         return Response(
@@ -77,6 +88,24 @@ _AGENT_OPERATIONS: Mapping[str, tuple[str, str]] = {
     "execute": ("kernel-execution-failed", "Executing user code in the kernel has failed."),
 }
 INTERNAL = Problem(status=500, type="internal-server-error", title="Internal server error.")
+
+
+#: What the server refuses before there is a request.
+_OF_PROTOCOL: Mapping[int, str] = {
+    400: "The request is not HTTP.",
+    408: "The request's head did not come in time.",
+    431: "The request's line and headers are too long.",
+    501: "The request uses a part of HTTP that is not spoken here.",
+    503: "Too many clients are connected.",
+}
+
+
+def protocol_problem(status: int) -> Problem:
+    """The problem of a request that breaks the rules of HTTP or a limit of the server."""
+    status = status if status in _OF_PROTOCOL else 400
+    kind, title = UNAVAILABLE if status == 503 else BAD_REQUEST
+    headers = {"Retry-After": "1"} if status == 503 else {}
+    return Problem(status=status, type=kind, title=title, msg=_OF_PROTOCOL[status], headers=headers)
 
 
 def problem_of(error: BaseException, path: str = "") -> Problem:

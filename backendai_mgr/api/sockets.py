@@ -5,7 +5,6 @@ A handler accepts its `Socket` and then lives in `serve`, as several tasks of wh
 """
 
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
 from typing import Any, cast
 
 import trio
@@ -22,6 +21,9 @@ from .peer import Peer
 
 CONNECTION = "backendai.connection"
 LONGEST_REASON = 120  # bytes; a close frame holds 123
+
+#: A client that was silent for so many pings is gone.
+SILENT_INTERVALS = 3
 
 NORMAL = 1000
 GOING_AWAY = 1001
@@ -81,7 +83,6 @@ class Socket(TrioWebsocket):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._turn = trio.Lock()
-        self._sending_since = float("inf")
 
     @property
     def connection(self) -> SocketConnection:
@@ -128,15 +129,15 @@ class Socket(TrioWebsocket):
         if scope.cancelled_caught:
             await self.peer.cut()
 
-    async def guard(self) -> None:
-        """Cut the connection under a send that outlasts its deadline, which alone cannot interrupt it."""
-        patience = limits().send_seconds
+    async def keep_alive(self) -> None:
+        """Ping; `PeerLeft` when the client has given no sign of life for too long."""
+        interval = limits().ping_seconds
         while True:
-            left = self._sending_since + patience - trio.current_time()
-            if left <= 0:
+            await trio.sleep(interval)
+            if self.peer.silent_for() > SILENT_INTERVALS * interval:
                 await self.peer.cut()
                 raise PeerLeft(clean=False)
-            await trio.sleep(min(left, patience / 4))
+            await self._bounded(self.peer.ping)
 
     async def _wait_left(self) -> None:
         """Drop what the client still sends, until it has gone."""
@@ -147,16 +148,12 @@ class Socket(TrioWebsocket):
             return
 
     async def _bounded(self, send: Callable[..., Awaitable[None]], *args: Any) -> None:
-        # The server drops what is sent to a peer that left, and never yields while doing so.
-        await trio.lowlevel.checkpoint()
         async with self._turn:
-            self._sending_since = trio.current_time()
-            try:
-                with trio.move_on_after(limits().send_seconds) as scope:
-                    await send(*args)
-            finally:
-                self._sending_since = float("inf")
-        if scope.cancelled_caught:
+            # The server drops what is sent to a client that left, and never yields while doing so.
+            await trio.lowlevel.checkpoint()
+            with trio.move_on_after(limits().send_seconds) as scope:
+                await send(*args)
+        if self.peer.gone or scope.cancelled_caught:
             raise PeerLeft(clean=False)
 
 
@@ -173,8 +170,7 @@ async def serve(socket: Socket, *tasks: Callable[[], Awaitable[None]]) -> PeerLe
     """
     with installed().metrics.open_socket(socket.scope["state"].get(ROUTE, UNMATCHED)):
         try:
-            # The guard outlives the tasks: one of them may hang in a send when another has failed.
-            await race(socket.guard, partial(race, *tasks))
+            await race(socket.keep_alive, *tasks)
         except PeerLeft as left:
             return None if socket.connection.closed else left
         await socket.wait_closed()

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from ..api.context import Limits
 from ..runtime.config import (
     ConfigError,
     HostPort,
@@ -93,9 +94,21 @@ class ManagerConfig:
     drain_timeout: Seconds = Seconds(5.0)
     #: … and the process is gone after so long, whatever hangs.
     shutdown_timeout: Seconds = Seconds(10.0)
+    #: Whether TLS is spoken, with the certificate (and its chain) and the key of these PEM files.
+    ssl_enabled: bool = False
+    ssl_cert: Path | None = None
+    ssl_privkey: Path | None = None
+    limits: Limits = Limits()
     db: DatabaseConfig = DatabaseConfig()
     logging: LoggingConfig = LoggingConfig()
     local: LocalConfig | None = None
+
+    @property
+    def tls(self) -> tuple[Path, Path] | None:
+        """The files of certificate and key, None without TLS."""
+        if not self.ssl_enabled or self.ssl_cert is None or self.ssl_privkey is None:
+            return None
+        return self.ssl_cert, self.ssl_privkey
 
     @property
     def on_loopback(self) -> bool:
@@ -104,7 +117,7 @@ class ManagerConfig:
         return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
-_TABLES = ("db", "logging", "local")
+_TABLES = {"limits": Limits, "db": DatabaseConfig, "logging": LoggingConfig, "local": LocalConfig}
 
 
 def parse_manager_config(document: Mapping[str, Any]) -> ManagerConfig:
@@ -114,11 +127,11 @@ def parse_manager_config(document: Mapping[str, Any]) -> ManagerConfig:
     manager = document.get("manager", {})
     if not isinstance(manager, Mapping):
         raise ConfigError("`manager` must be a table.")
-    for misplaced in manager.keys() & set(_TABLES):
+    for misplaced in manager.keys() & _TABLES.keys():
         raise ConfigError(f"`manager.{misplaced}` is not a known key.")
     # The tables are validated under their own names, the rest under "manager".
     tables: dict[str, Any] = {}
-    for name, cls in (("db", DatabaseConfig), ("logging", LoggingConfig), ("local", LocalConfig)):
+    for name, cls in _TABLES.items():
         if name in document:
             tables[name] = structure(cls, document[name], name)
     config = structure(ManagerConfig, {"id": _default_id(), **manager}, "manager")
@@ -127,6 +140,10 @@ def parse_manager_config(document: Mapping[str, Any]) -> ManagerConfig:
         raise ConfigError("`manager.heartbeat-timeout`: more than 0 seconds.")
     if config.shutdown_timeout < config.drain_timeout:
         raise ConfigError("`manager.shutdown-timeout`: not shorter than drain-timeout.")
+    if config.ssl_enabled:
+        for key in ("ssl-cert", "ssl-privkey"):
+            if key not in manager:
+                raise ConfigError(f"`manager.{key}` is missing; `ssl-enabled` needs it.")
     return config
 
 

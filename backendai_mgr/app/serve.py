@@ -8,20 +8,17 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
-from urllib.parse import urlsplit
 
-import hypercorn.trio.run
 import trio
-from hypercorn.config import Config as HypercornConfig
-from hypercorn.trio import serve as hypercorn_serve
-from hypercorn.trio.tcp_server import TCPServer
 
 from ..agentlink.links import open_links
-from ..api.app import create_app, server_config
+from ..api.app import create_app
 from ..api.context import RequestIdFilter
+from ..api.server.serving import open_listener, raise_descriptor_limit, serve_http
+from ..api.server.tls import server_context
 from ..db.pool import open_database
 from ..domain.ids import AgentId
+from ..runtime.config import HostPort
 from ..runtime.supervise import supervise
 from ..services.ports import StoreUnavailable
 from ..services.stopping import end_all_sessions
@@ -42,15 +39,20 @@ async def serve_manager(
     *,
     stop: trio.Event,
     end_sessions: trio.Event,
+    listener: socket.socket | None = None,
     task_status: trio.TaskStatus[dict[str, str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until ``stop``; started with ``{"endpoint": URL}`` once sessions can be had.
 
-    A stop ends all sessions as well when ``end_sessions`` is set by then. The process is gone
-    `shutdown_timeout` seconds after ``stop``, whatever a client does.
+    The socket is *listener*, which somebody else has bound, or one that is opened here. A stop ends all
+    sessions as well when ``end_sessions`` is set by then. The process is gone `shutdown_timeout` seconds
+    after ``stop``, whatever a client does.
     """
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestIdFilter())
+    raise_descriptor_limit()
+    if listener is None:
+        listener = open_listener(config.service_addr.host, config.service_addr.port)
     async with trio.open_nursery() as last_resort:
         last_resort.start_soon(_exit_in_time, stop, config.shutdown_timeout)
         async with open_database(config.db.parameters) as database:
@@ -62,7 +64,7 @@ async def serve_manager(
                     await loops.start(manager.hub.run)
                 for name in ("keeper", "scheduler", "starter", "reaper"):
                     loops.start_soon(partial(supervise, getattr(manager, name).run, name=name))
-                await _serve_http(config, manager, stop, task_status)
+                await _serve_http(config, manager, listener, stop, task_status)
                 with trio.move_on_after(END_SESSIONS_TIMEOUT + CLEANUP_TIMEOUT):
                     await _leave(manager, end_sessions.is_set())
                 loops.cancel_scope.cancel()
@@ -72,25 +74,24 @@ async def serve_manager(
 async def _serve_http(
     config: ManagerConfig,
     manager: Manager,
+    listener: socket.socket,
     stop: trio.Event,
     task_status: trio.TaskStatus[dict[str, str]],
 ) -> None:
     """Serve HTTP until ``stop`` and the drain that follows it."""
-    drained = trio.Event()
+    tls = None if config.tls is None else server_context(*config.tls)
     async with trio.open_nursery() as nursery:
-        binds = await nursery.start(
-            partial(
-                _run_hypercorn,
-                create_app(manager.api),
-                _hypercorn_config(config),
-                stop=stop,
-                drained=drained,
-            )
+        serve = partial(
+            serve_http,
+            create_app(manager.api, config.limits),
+            listener,
+            limits=config.limits,
+            stop=manager.health.stopping,
+            tls=tls,
+            drain_timeout=config.drain_timeout,
         )
-        port = urlsplit(binds[0]).port
-        assert port is not None
-        host = config.service_addr.host
-        endpoint = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        await nursery.start(serve)
+        endpoint = _endpoint(config, listener)
         log.info("serving at %s", endpoint)
         if config.local is not None:
             await _first_of(stop.wait, partial(manager.keeper.first_report, AgentId(config.local.agent_id)))
@@ -100,10 +101,12 @@ async def _serve_http(
         manager.health.draining = True
         manager.hub.stop()
         manager.health.stopping.set()
-        with trio.move_on_after(config.drain_timeout + 1):
-            await drained.wait()
-        if not drained.is_set():
-            _shut_connections(port)
+
+
+def _endpoint(config: ManagerConfig, listener: socket.socket) -> str:
+    host, port = config.service_addr.host, listener.getsockname()[1]
+    scheme = "http" if config.tls is None else "https"
+    return f"{scheme}://{HostPort(host, port)}"
 
 
 async def _first_of(*waits: Callable[[], Awaitable[object]]) -> None:
@@ -117,63 +120,6 @@ async def _first_of(*waits: Callable[[], Awaitable[object]]) -> None:
 
             for one in waits:
                 nursery.start_soon(wait, one)
-
-
-class _Connection(TCPServer):
-    """One connection, whose failure is its own: as it comes, Hypercorn lets what a client can provoke (bytes
-    behind a refused upgrade) end the whole server."""
-
-    async def run(self) -> None:
-        try:
-            await super().run()
-        except Exception as error:
-            log.warning("a connection failed: %r", error)
-
-
-hypercorn.trio.run.TCPServer = _Connection  # type: ignore[attr-defined]
-
-
-async def _run_hypercorn(
-    app: Any,
-    config: HypercornConfig,
-    *,
-    stop: trio.Event,
-    drained: trio.Event,
-    task_status: trio.TaskStatus[list[str]],
-) -> None:
-    await hypercorn_serve(app, config, shutdown_trigger=stop.wait, task_status=task_status)
-    drained.set()
-
-
-def _hypercorn_config(config: ManagerConfig) -> HypercornConfig:
-    hypercorn = server_config()
-    host, port = config.service_addr.host, config.service_addr.port
-    hypercorn.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
-    hypercorn.graceful_timeout = config.drain_timeout
-    hypercorn.backlog = 1024
-    return hypercorn
-
-
-def _shut_connections(port: int) -> None:
-    """Shut down every connection to our port.
-
-    Hypercorn writes inside shielded scopes, so a client that does not read holds up its end for ever unless
-    the socket itself gives way.
-    """
-    shut = 0
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            connection = socket.socket(fileno=os.dup(int(name)))
-        except OSError:
-            continue  # not a socket, or closed meanwhile
-        with connection:
-            try:
-                if connection.getsockname()[1:2] == (port,):
-                    connection.shutdown(socket.SHUT_RDWR)
-                    shut += 1
-            except (OSError, TypeError, IndexError):
-                continue  # not connected, or not an Internet address
-    log.warning("cut %d connections whose clients held up the stop", shut)
 
 
 async def _leave(manager: Manager, end_sessions: bool) -> None:

@@ -1,5 +1,6 @@
 """A real server on loopback with scripted services, and clients that sign."""
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -8,12 +9,12 @@ from typing import Any
 
 import attrs
 import httpx
-import hypercorn.trio
 import trio
 import trio_websocket
 from prometheus_client import CollectorRegistry
 
-from backendai_mgr.api.app import ApiServices, Limits, create_app, server_config
+from backendai_mgr.api.app import ApiServices, Limits, create_app
+from backendai_mgr.api.server.serving import open_listener, serve_http
 from backendai_mgr.domain.signing import SignedParts, sign
 from tests.fakes.files import FakeFiles
 from tests.fakes.services import ACCESS_KEY, SECRET_KEY, FakeHealth, FakeKeys, FakeRuns, FakeSessions
@@ -111,26 +112,26 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(limits: Limits | None = None, **config: Any) -> AsyncIterator[Server]:
+async def serving(
+    limits: Limits | None = None, *, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Server]:
     """Serve scripted services until the block ends."""
+    limits = limits or Limits()
     keys, sessions, health, registry = FakeKeys(), FakeSessions(), FakeHealth(), CollectorRegistry()
     runs, files = FakeRuns(sessions), FakeFiles(sessions)
     services = ApiServices(
         keys=keys, sessions=sessions, runs=runs, files=files, health=health, registry=registry,
         now=lambda: datetime.now(UTC),
     )  # fmt: skip
-    settings = server_config(limits)
-    settings.bind = ["127.0.0.1:0"]
-    settings.graceful_timeout = 2
-    for name, value in config.items():
-        setattr(settings, name, value)
+    listener = open_listener("127.0.0.1", 0)
+    host = f"127.0.0.1:{listener.getsockname()[1]}"
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
-        (url,) = await nursery.start(
-            partial(hypercorn.trio.serve, create_app(services, limits), settings, shutdown_trigger=stop.wait)
-        )
+        app = create_app(services, limits)
+        serve = partial(serve_http, app, listener, limits=limits, stop=stop, tls=tls, drain_timeout=2)
+        await nursery.start(serve)
         yield Server(
-            host=url.partition("//")[2], url=url, keys=keys, sessions=sessions, runs=runs, files=files,
-            health=health, registry=registry, stop=stop,
+            host=host, url=f"{'http' if tls is None else 'https'}://{host}", keys=keys, sessions=sessions,
+            runs=runs, files=files, health=health, registry=registry, stop=stop,
         )  # fmt: skip
         stop.set()

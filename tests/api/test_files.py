@@ -109,7 +109,7 @@ async def test_refusals_name_the_field(server, client):
 
 
 async def test_a_piece_that_is_too_large(server):
-    limits = Limits(piece_bytes=10, code_body_bytes=10, upload_files=0)
+    limits = Limits(piece_bytes=10, code_body_bytes=10, upload_files=1, upload_file_bytes=1)
     async with serving(limits) as small, small.client() as client:
         assert (await client.put(f"{FILES}/f", content=b"x" * 11)).status_code == 413
         assert (await client.put(f"{FILES}/f", content=b"x" * 10)).status_code == 200

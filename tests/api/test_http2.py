@@ -2,6 +2,7 @@
 
 import json
 import ssl
+from pathlib import Path
 
 import h2.config
 import h2.connection
@@ -10,6 +11,8 @@ import trio
 import trustme
 import wsproto.connection
 import wsproto.events
+
+from backendai_mgr.api.server.tls import server_context
 
 from .harness import serving, signed_headers
 
@@ -22,7 +25,7 @@ async def test_a_signed_request():
     authority.configure_trust(context)
     with authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.tempfile() as pem:
         async with (
-            serving(certfile=pem, keyfile=pem) as server,
+            serving(tls=server_context(Path(pem), Path(pem))) as server,
             server.client(http2=True, verify=context) as client,
         ):
             reply = await client.get("/auth?echo=x")

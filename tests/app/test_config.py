@@ -5,12 +5,13 @@ from pathlib import Path
 import attrs
 import pytest
 
+from backendai_mgr.api.context import Limits
 from backendai_mgr.app.config import ManagerConfig, load_manager_config, parse_manager_config
 from backendai_mgr.runtime.config import ConfigError, HostPort, load_toml
 
 SAMPLE = Path(__file__).parents[2] / "conf" / "manager.toml"
 #: Keys whose sample value is an example, since the default depends on the machine or is absent.
-EXAMPLES = {"id", "socket-dir"}
+EXAMPLES = {"id", "socket-dir", "ssl-cert", "ssl-privkey"}
 
 
 def uncommented(text: str) -> str:
@@ -30,9 +31,11 @@ def test_the_sample_shows_every_key_with_its_default(tmp_path: Path) -> None:
     document = load_toml(path)
     assert parse_manager_config(document) == parse_manager_config({})
     shown = set(document["manager"]) | EXAMPLES
-    tables = {"db", "logging", "local"}
+    tables = {"limits", "db", "logging", "local"}
     fields = {field.name.replace("_", "-") for field in attrs.fields(ManagerConfig)} - tables
     assert shown >= fields
+    limits = {field.name.replace("_", "-") for field in attrs.fields(Limits)}
+    assert set(document["limits"]) == limits
     assert set(document["logging"]) == {"level", "format"}
     assert set(document["db"]) | {"socket-dir"} == {"addr", "socket-dir", "name", "user", "password"}
 
@@ -52,6 +55,9 @@ def test_the_sample_as_it_is_changes_nothing() -> None:
         ({"logging": {"level": "LOUD"}}, "`logging.level`: expected one of"),
         ({"manager": {"heartbeat-timeout": 0}}, "`manager.heartbeat-timeout`"),
         ({"manager": {"drain-timeout": 20}}, "`manager.shutdown-timeout`"),
+        ({"manager": {"ssl-enabled": True}}, "`manager.ssl-cert` is missing; `ssl-enabled` needs it"),
+        ({"limits": {"requests": 0}}, "`limits`: requests must be more than 0"),
+        ({"limits": {"head-bytes": "much"}}, "`limits.head-bytes`: expected a size"),
         ({"local": {}}, "`local.agent-id` is missing"),
     ],
 )

@@ -1,0 +1,60 @@
+"""HTTP/1.1 as Hypercorn speaks it, with one send where it has three, and refusals that say what is wrong."""
+
+from typing import Any
+
+import h11
+from hypercorn.events import RawData
+from hypercorn.protocol.h11 import H11Protocol
+
+from ..context import Limits
+from ..problems import COMMON_HEADERS, Problem, protocol_problem
+
+
+class Http1(H11Protocol):
+    """The protocol of one connection."""
+
+    def __init__(self, _: Limits, *rest: Any) -> None:
+        super().__init__(*rest)
+
+    #: A reply's head, until there is something to send along with it.
+    _head = b""
+
+    @property
+    def in_head(self) -> bool:
+        """Whether a part of a request's head has come."""
+        return bool(self.connection.trailing_data[0])
+
+    async def too_slow(self) -> None:
+        """Refuse a request whose head has not come in time."""
+        if self.in_head and self.connection.our_state is h11.IDLE:
+            await self._send_error_response(408)
+
+    async def _send_h11_event(self, event: Any) -> None:
+        try:
+            data = self.connection.send(event) or b""
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response):
+            self._head = data
+            return
+        data, self._head = self._head + data, b""
+        if data:
+            await self.send(RawData(data))
+
+    async def _send_error_response(self, status_code: int) -> None:
+        problem = protocol_problem(status_code)
+        await self._send_h11_event(h11.Response(status_code=problem.status, headers=_head(problem)))
+        await self._send_h11_event(h11.Data(data=problem.body()))
+        await self._send_h11_event(h11.EndOfMessage())
+
+
+def whole_reply(problem: Problem) -> bytes:
+    """A reply to any request, after which the connection closes."""
+    lines = [b"HTTP/1.1 %d " % problem.status, *(b"%s: %s" % field for field in _head(problem)), b"", b""]
+    return b"\r\n".join(lines) + problem.body()
+
+
+def _head(problem: Problem) -> list[tuple[bytes, bytes]]:
+    return [*problem.head(), *COMMON_HEADERS, (b"connection", b"close")]
