@@ -79,8 +79,11 @@ def main(
 
 
 async def measure(cases: Sequence[Case], effort: Effort) -> tuple[list[Row], int]:
-    """The rows of all cases, and how many cases failed. Each has a running program of its own: what one leaves
-    behind does not reach another, and one that fails leaves the others alone."""
+    """The rows of all cases, and how many cases failed.
+
+    Each has a running program of its own: what one leaves behind does not reach another. One that fails says so,
+    and the others go on.
+    """
     rows: list[Row] = []
     failures = 0
     for case in cases:

@@ -12,7 +12,8 @@ import hypercorn.trio
 import trio
 from quart_trio import QuartTrio
 
-from backendai_mgr.api.app import server_config
+from backendai_mgr.api.context import Limits
+from backendai_mgr.api.server.serving import protocol_config
 
 FRAME = b"x" * 65536
 
@@ -70,7 +71,7 @@ APPLICATIONS: dict[str, Callable[[], Any]] = {
 
 
 async def serve(name: str) -> None:
-    config = server_config()
+    config = protocol_config(Limits())
     config.bind = ["127.0.0.1:0"]
     async with trio.open_nursery() as nursery:
         start = partial(hypercorn.trio.serve, APPLICATIONS[name](), config)
