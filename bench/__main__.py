@@ -81,7 +81,7 @@ def main(
 async def measure(cases: Sequence[Case], effort: Effort) -> tuple[list[Row], int]:
     """The rows of all cases, and how many cases failed.
 
-    Each has a running program of its own: what one leaves behind does not reach another. One that fails says so,
+    Each has a running program of its own: what one leaves behind reaches no other. One that fails says so,
     and the others go on.
     """
     rows: list[Row] = []
