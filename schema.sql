@@ -1,18 +1,19 @@
--- The data model of backendai-mgr, version 1. PostgreSQL 14 or newer, no extensions.
+-- The data model of backendai-mgr, version 2. PostgreSQL 14 or newer, no extensions.
 --
 -- Conventions
 --   Names of constraints: pk_, uq_, ck_, fk_, ix_ + table + column or purpose.
 --   Slot columns are jsonb objects, slot name -> decimal amount as text ("2", "0.5", "Infinity").
 --   Timestamps are timestamptz; the application gives them, so that one clock decides within a transaction.
 --   Order of locks, the same everywhere, so that writers queue instead of deadlocking:
---     agent_leases, then sessions by id, then kernels, then agents by id, then the event log.
+--     agent_leases, then sessions by id, then kernels, then agents by id, then images by name, then all
+--     aliases at once, then the event log.
 
 CREATE TABLE schema_migrations (
     version    integer     CONSTRAINT pk_schema_migrations PRIMARY KEY,
     name       text        NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
 );
-INSERT INTO schema_migrations (version, name) VALUES (1, 'initial');
+INSERT INTO schema_migrations (version, name) VALUES (2, 'aliases that agents claim');
 
 
 -- ------------------------------------------------------------------ wake-ups
@@ -284,6 +285,7 @@ CREATE TABLE agent_images (
         CONSTRAINT fk_agent_images_agent_id_agents REFERENCES agents (id) ON DELETE CASCADE,
     name         varchar NOT NULL,
     architecture varchar NOT NULL,
+    aliases      varchar[] NOT NULL DEFAULT '{}',          -- further names that the agent claims for it
     CONSTRAINT pk_agent_images PRIMARY KEY (agent_id, name, architecture)
 );
 CREATE INDEX ix_agent_images_name ON agent_images (name, architecture);

@@ -18,7 +18,7 @@ from ..services.ports import KernelMove, Lease, StaleEpoch
 from ..wire.reports import Report
 from . import transition
 from .events import NewEvent, publish
-from .images import store_images
+from .images import aliases_of, point_aliases, store_images
 from .pool import Conn, Database
 from .rows import KERNEL_COLUMNS, as_kernel
 
@@ -242,6 +242,7 @@ class PgAgents:
             await _hold_lease(conn, agent_id, epoch)
             if await conn.fetchval(MARK_LOST, agent_id, now) is None:
                 return False
+            await point_aliases(conn, await aliases_of(conn, agent_id))
             await publish(conn, [NewEvent(type="agent_lost", agent_id=agent_id)], now)
             return True
 

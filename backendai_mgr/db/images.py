@@ -1,6 +1,6 @@
 """Images and their aliases, as agents report them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..domain.ids import AgentId
 from ..wire.reports import ImageReport
@@ -11,9 +11,11 @@ DELETE FROM agent_images WHERE agent_id = $1
    AND (name, architecture) NOT IN (SELECT * FROM unnest($2::text[], $3::text[]))
 """
 OFFER = """
-INSERT INTO agent_images (agent_id, name, architecture)
-SELECT $1, m.name, m.architecture FROM unnest($2::text[], $3::text[]) AS m (name, architecture)
-ON CONFLICT DO NOTHING
+INSERT INTO agent_images AS o (agent_id, name, architecture, aliases)
+SELECT $1, m.name, m.architecture, ARRAY(SELECT jsonb_array_elements_text(m.claim -> 'aliases'))
+  FROM unnest($2::text[], $3::text[], $4::jsonb[]) AS m (name, architecture, claim)
+ON CONFLICT (agent_id, name, architecture) DO UPDATE SET aliases = excluded.aliases
+ WHERE o.aliases <> excluded.aliases
 """
 
 # In order of names, so that agents that report at once do not deadlock.
@@ -32,28 +34,42 @@ ON CONFLICT (name, architecture) DO UPDATE
        IS DISTINCT FROM (excluded.config_digest, excluded.size_bytes, excluded.labels, excluded.resources)
 """
 
-# An alias moves to another image only when no agent offers its old one any more.
-UPSERT_ALIASES = """
+ALIASES_OF = "SELECT DISTINCT unnest(aliases) AS alias FROM agent_images WHERE agent_id = $1"
+
+# Held to the commit, and taken before the offers are read: of two reports that move one alias the second
+# sees what the first has offered.
+LOCK_ALIASES = "SELECT pg_advisory_xact_lock(4202)"
+
+# The newest version, number by number (3.11 is newer than 3.9), of those that agents that live claim it for.
+# When none does, an alias stays where it is: whoever asks for it is told that the image is offered nowhere.
+POINT_ALIASES = r"""
 INSERT INTO image_aliases AS a (alias, image)
 SELECT DISTINCT ON (m.alias) m.alias, i.id
-  FROM unnest($1::text[], $2::text[], $3::text[]) AS m (alias, name, architecture)
-  JOIN images i ON i.name = m.name AND i.architecture = m.architecture
- ORDER BY m.alias, i.name DESC
-ON CONFLICT (alias) DO UPDATE SET image = excluded.image
- WHERE NOT EXISTS (
-       SELECT 1 FROM agent_images o JOIN images i ON i.name = o.name AND i.architecture = o.architecture
-        WHERE i.id = a.image)
+  FROM unnest($1::text[]) AS m (alias)
+  JOIN agent_images o ON m.alias = ANY (o.aliases)
+  JOIN agents g ON g.id = o.agent_id AND g.status = 'ALIVE'
+  JOIN images i ON i.name = o.name AND i.architecture = o.architecture
+ ORDER BY m.alias,
+       ARRAY(SELECT v.found[1]::numeric
+               FROM regexp_matches(i.tag, '\d+', 'g') WITH ORDINALITY AS v (found, n) ORDER BY v.n) DESC,
+       i.name DESC, i.architecture DESC
+ON CONFLICT (alias) DO UPDATE SET image = excluded.image WHERE a.image <> excluded.image
 """
 
 
 async def store_images(conn: Conn, agent_id: AgentId, images: Sequence[ImageReport]) -> None:
-    """Make *images* what the agent offers, and known to everybody; rows that are the same are not written."""
+    """Make *images* what the agent offers, and known to everybody; rows that are the same are not written.
+
+    The agent is ALIVE, and its report differs from its last: of agents whose images of one name differ, the
+    one that changed last says what the image is.
+    """
+    before = await aliases_of(conn, agent_id)
     names = [image.name for image in images]
     architectures = [image.architecture for image in images]
     await conn.execute(FORGET_OFFERS, agent_id, names, architectures)
-    if not images:
-        return
-    await conn.execute(OFFER, agent_id, names, architectures)
+    aliases = [sorted(set(image.aliases)) for image in images]
+    claims = [{"aliases": each} for each in aliases]
+    await conn.execute(OFFER, agent_id, names, architectures, claims)
     parts = [split_name(name) for name in names]
     await conn.execute(
         UPSERT_IMAGES,
@@ -68,9 +84,19 @@ async def store_images(conn: Conn, agent_id: AgentId, images: Sequence[ImageRepo
         [image.labels for image in images],
         [image.resources for image in images],
     )
-    aliases = [(alias, image.name, image.architecture) for image in images for alias in image.aliases]
+    await point_aliases(conn, before.union(*aliases))
+
+
+async def aliases_of(conn: Conn, agent_id: AgentId) -> frozenset[str]:
+    """The aliases that the agent claims for its images."""
+    return frozenset(row["alias"] for row in await conn.fetch(ALIASES_OF, agent_id))
+
+
+async def point_aliases(conn: Conn, aliases: Collection[str]) -> None:
+    """Point *aliases* to the newest image that an ALIVE agent claims them for."""
     if aliases:
-        await conn.execute(UPSERT_ALIASES, *(list(column) for column in zip(*aliases, strict=True)))
+        await conn.execute(LOCK_ALIASES)
+        await conn.execute(POINT_ALIASES, sorted(aliases))
 
 
 def split_name(name: str) -> tuple[str, str, str]:

@@ -6,7 +6,16 @@ from ..runtime.resources import resource
 from .pool import Conn
 
 #: The version that ``schema.sql`` writes.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: What makes the tables of a version those of the next: only what is quick and leaves older programs
+#: at work. Where reports fill a new column, they are stored anew.
+UPGRADES = {
+    1: """
+ALTER TABLE agent_images ADD COLUMN aliases varchar[] NOT NULL DEFAULT '{}';
+UPDATE agents SET report_digest = NULL;
+INSERT INTO schema_migrations (version, name) VALUES (2, 'aliases that agents claim');
+""",
+}
 OLDEST_SERVER = 14
 
 
@@ -26,10 +35,10 @@ def schema_sql() -> str:
 
 
 async def ensure_schema(conn: Conn) -> bool:
-    """Make the tables in an empty database; True when this call made them.
+    """Make the tables in an empty database, upgrade those of an older version; True when this call made them.
 
     Runs in the caller's transaction (`Database.run`). `SchemaMismatch` when the server is too old, when the
-    tables are of another version, or when tables of the same names are somebody else's.
+    tables are of a version that cannot be upgraded, or when tables of the same names are somebody else's.
     """
     server = conn.get_server_version()
     if server.major < OLDEST_SERVER:
@@ -42,6 +51,9 @@ async def ensure_schema(conn: Conn) -> bool:
             raise SchemaMismatch(f"the database is not empty and not ours: {error}") from error
         return True
     found = await conn.fetchval(VERSION)
+    while found in UPGRADES:
+        await conn.execute(UPGRADES[found])
+        found = await conn.fetchval(VERSION)
     if found != SCHEMA_VERSION:
         age = "older" if found is None or found < SCHEMA_VERSION else "newer"
         raise SchemaMismatch(

@@ -42,15 +42,19 @@ SELECT name FROM scaling_groups
  ORDER BY name
 """
 
-# An alias wins over a name; a name of the wrong architecture is taken when it is the only one of that name.
+# An alias wins over a name. It stands for its image's name in the architecture that is asked for, else
+# for its image; a name of the wrong architecture is taken when it is the only one of that name.
 IMAGE = """
 WITH found AS (
-    SELECT 0 AS rank, i.* FROM image_aliases a JOIN images i ON i.id = a.image WHERE a.alias = $1
+    SELECT CASE WHEN i.architecture = $2 THEN 0 ELSE 1 END AS rank, i.*
+      FROM image_aliases a JOIN images t ON t.id = a.image
+      JOIN images i ON i.id = t.id OR (i.name = t.name AND i.architecture = $2)
+     WHERE a.alias = $1
     UNION ALL
-    SELECT CASE WHEN i.architecture = $2 THEN 1 ELSE 2 END, i.* FROM images i WHERE i.name = $1
+    SELECT CASE WHEN i.architecture = $2 THEN 2 ELSE 3 END, i.* FROM images i WHERE i.name = $1
 )
 SELECT name, architecture, registry, labels, resources FROM found
- WHERE rank < 2 OR (SELECT count(*) FROM images WHERE name = $1) = 1
+ WHERE rank < 3 OR (SELECT count(*) FROM images WHERE name = $1) = 1
  ORDER BY rank LIMIT 1
 """
 

@@ -88,7 +88,12 @@ def _no_agent(
         if agent.architecture == session.architecture and session.image in agent.images
     ]
     if not able:
-        return _unplaced(session, "no-image", f"No live agent offers the image {session.image}.")
+        where = f"scaling group {session.scaling_group!r}"
+        return _unplaced(
+            session,
+            "no-image",
+            f"No live agent of {where} offers the image {session.image} for {session.architecture}.",
+        )
     large = [agent for agent in able if session.slots <= agent.capacity]
     if not large:
         return _unplaced(session, "too-large", f"No agent is large enough for {_amounts(session.slots)}.")

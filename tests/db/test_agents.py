@@ -240,18 +240,6 @@ async def test_images_that_are_gone_from_the_agent_are_no_longer_offered(db):
     assert await fetch(db, "SELECT name FROM agent_images") == []
 
 
-ALIAS = "SELECT i.name FROM image_aliases a JOIN images i ON i.id = a.image WHERE a.alias = 'python'"
-
-
-async def test_an_alias_moves_only_when_nobody_offers_its_image_any_more(db):
-    old = await add_agent(db, AgentId("i-old"), images=[python_image("3.11")])
-    await add_agent(db, AgentId("i-new"), images=[python_image("3.12")])
-    assert await fetchval(db, ALIAS) == "local/python:3.11"
-    agents = PgAgents(db)
-    await agents.store_report(AgentId("i-old"), old, report(images=[python_image("3.13")]), now=LATER)
-    assert await fetchval(db, ALIAS) == "local/python:3.13"
-
-
 async def test_agents_that_report_the_same_images_at_once_do_not_collide(db):
     names = [AgentId(f"i-{n}") for n in range(8)]
     for name in names:

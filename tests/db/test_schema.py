@@ -6,7 +6,7 @@ import trio
 from backendai_mgr.db.pool import open_database
 from backendai_mgr.db.schema import SCHEMA_VERSION, SchemaMismatch, ensure_schema
 from backendai_mgr.domain.status import AgentStatus, RunState, Status
-from tests.db.samples import fetch, fetchval
+from tests.db.samples import add_agent, fetch, fetchval
 from tests.support.postgres import DEBIAN, TemporaryPostgres
 
 
@@ -29,11 +29,32 @@ async def test_workers_that_start_together_make_the_schema_once(postgres):
     assert sorted(made) == [False] * 5 + [True]
 
 
+COLUMNS = """
+SELECT column_name, data_type, column_default, is_nullable FROM information_schema.columns
+ WHERE table_schema = current_schema() AND table_name = 'agent_images' ORDER BY column_name
+"""
+
+
 @pytest.mark.parametrize(("version", "age"), [(0, "older"), (99, "newer")])
 async def test_another_version_is_refused(db, version, age):
     await fetch(db, "UPDATE schema_migrations SET version = $1", version)
     with pytest.raises(SchemaMismatch, match=age):
         await db.run(ensure_schema)
+
+
+async def test_the_tables_of_version_1_are_upgraded(db):
+    await add_agent(db)
+    shape = await fetch(db, COLUMNS)
+    await fetch(db, "ALTER TABLE agent_images DROP COLUMN aliases")
+    await fetch(db, "UPDATE schema_migrations SET version = 1")
+    assert await db.run(ensure_schema) is False
+    assert await db.run(ensure_schema) is False
+    assert await fetch(db, COLUMNS) == shape
+    versions = await fetch(db, "SELECT version FROM schema_migrations ORDER BY version")
+    assert [row["version"] for row in versions] == [1, 2]
+    # What the agent claims is stored with its next report, although that says nothing new.
+    await add_agent(db)
+    assert await fetchval(db, "SELECT aliases FROM agent_images") == ["python"]
 
 
 async def test_somebody_elses_tables_are_left_alone(postgres):
@@ -61,7 +82,9 @@ async def test_enumerations_are_those_of_the_domain(db, type_name, members):
 def test_the_schema_applies_on_postgresql_15():
     with TemporaryPostgres(DEBIAN) as server:
         parameters = server.database()
-        assert server.sql("SELECT version FROM schema_migrations", database=parameters["database"]) == "1"
+        assert server.sql("SELECT version FROM schema_migrations", database=parameters["database"]) == str(
+            SCHEMA_VERSION
+        )
 
 
 #: (what, query as the code asks it, the index that must serve it)

@@ -62,7 +62,7 @@ def test_a_session_goes_where_it_fits():
     [
         (session(), [], None, "no-available-instances", "No agent is alive"),
         (session(scaling_group="gpu"), [agent()], None, "no-available-instances", "'gpu'"),
-        (session(architecture="aarch64"), [agent()], None, "no-available-instances", "offers the image"),
+        (session(architecture="aarch64"), [agent()], None, "no-available-instances", "for aarch64"),
         (session(image="local/r:4"), [agent()], None, "no-available-instances", "local/r:4"),
         (session(slots=Slots.parse({"cpu": 9})), [agent()], None, "no-available-instances", "large enough"),
         (session(), [agent(occupied=Slots.parse({"cpu": 4}))], None, "no-available-instances", "busy"),
