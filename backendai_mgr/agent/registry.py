@@ -138,13 +138,17 @@ class KernelRegistry:
             await kernel.ending.wait()
 
     async def end_all(self, reason: str) -> None:
-        """End all kernels; returns when neither they nor their shims live. Their ends stay to be reported."""
+        """End all kernels; returns when neither they nor their shims live, and nothing is left of those whose
+        end was acknowledged. The ends of others stay to be reported."""
         kernels = list(self._kernels.values())
         for kernel in kernels:
             kernel.ask_end(reason)
             kernel.dismiss()
         for kernel in kernels:
             await kernel.over.wait()
+        for kernel in kernels:
+            if not kernel.reported:
+                await kernel.gone.wait()
 
     def _admit(self, spec: KernelSpec) -> Kernel:
         old = self._kernels.get(spec.kernel_id)
