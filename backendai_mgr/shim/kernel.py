@@ -26,7 +26,7 @@ from backendai_mgr.shim.arbiter import (
 )
 from backendai_mgr.shim.conversation import Conversation
 from backendai_mgr.shim.failpoint import failpoint
-from backendai_mgr.shim.guest import INTERPRETER, Command, Guest, SpawnFailed, spawn
+from backendai_mgr.shim.guest import INTERPRETER, Command, Guest, SpawnFailed, exit_code_of, spawn
 from backendai_mgr.shim.memory import OutOfMemory
 from backendai_mgr.shim.output import BoundedLog
 from backendai_mgr.shim.recorder import Recorder
@@ -142,7 +142,7 @@ class Kernel:
                 if pid == 0:
                     return
                 if self._guest is not None and pid == self._guest.pid:
-                    self._died(os.waitstatus_to_exitcode(status))
+                    self._died(exit_code_of(self._command, status))
         # No child is left; as orphans become our children, that is no descendant.
         if self._ending is not None:
             self._ended(self._ending)

