@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from tests.system.harness import Installation, Up, processes_of, psql
+from tests.system.harness import Installation, Up, deadline, processes_of, psql
 from tests.system.http import Http
 from tests.system.runs import Runs
 
@@ -168,6 +169,23 @@ def output(http: Http, url: str) -> tuple[str, Any]:
         offset = piece["next_offset"]
         if piece["finished"]:
             return text, piece["exit_code"]
+
+
+#: For a client command whose output is looked at.
+PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+
+def rest_of(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """What it still writes to standard output and (little) to standard error, until its end.
+
+    `communicate` would leave out what was received together with a line that was read before.
+    """
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with deadline(process, 2 * HEALED):
+        out, err = process.stdout.read(), process.stderr.read()
+        process.wait()
+    return out, err
 
 
 def running(runs: Runs, url: str) -> None:

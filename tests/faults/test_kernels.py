@@ -13,7 +13,18 @@ from tests.system.harness import Up, processes_of, wait_until
 from tests.system.http import Http
 from tests.system.runs import Runs
 
-from .support import HEALED, Site, alive, descendants, guest_of, interpreter_of, shim_of, started
+from .support import (
+    HEALED,
+    PIPES,
+    Site,
+    alive,
+    descendants,
+    guest_of,
+    interpreter_of,
+    rest_of,
+    shim_of,
+    started,
+)
 
 pytestmark = pytest.mark.faults
 
@@ -40,8 +51,7 @@ def test_a_kernel_that_is_killed_loses_its_run_and_says_so(
     site: Site, victim: Callable[[Up, str], int], said: str
 ) -> None:
     with started(site) as up, closing(Http(up.said)) as http, Runs.in_new_session(http, "doomed") as runs:
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with up.popen("run", "--session", runs.name, BUSY, **pipes) as follower:
+        with up.popen("run", "--session", runs.name, BUSY, **PIPES) as follower:
             assert follower.stdout is not None
             assert follower.stdout.readline() == "on\n"
             shim = shim_of(up, runs.session_id)
@@ -49,7 +59,7 @@ def test_a_kernel_that_is_killed_loses_its_run_and_says_so(
             work = up.data_dir / "kernels" / runs.session_id / "work"
             assert (work / "starts").read_text() == "x"
             os.kill(victim(up, runs.session_id), signal.SIGKILL)
-            out, err = follower.communicate(timeout=60)
+            out, err = rest_of(follower)
             assert (out, follower.returncode) == ("", 1)
             assert err.startswith("The run was lost")
         wait_until(lambda: not any(alive(pid) for pid in kernel), HEALED, "all its processes die with it")

@@ -96,7 +96,7 @@ class Up:
         assert self.process.stdout is not None
         self.announced = ""
         # The announcement's last line says what to try; end of file means that it did not start.
-        with _deadline(self.process, START):
+        with deadline(self.process, START):
             for line in self.process.stdout:
                 self.announced += line
                 if line.startswith("Try"):
@@ -150,7 +150,7 @@ class Up:
 
 
 @contextlib.contextmanager
-def _deadline(process: "subprocess.Popen[str]", seconds: float) -> Iterator[None]:
+def deadline(process: "subprocess.Popen[str]", seconds: float) -> Iterator[None]:
     """Kill the process when the block takes longer, so that reading from it ends."""
     import threading
 
