@@ -78,6 +78,7 @@ def _serve(spec: Spec) -> None:
         setup=spec.setup,
         memory=OutOfMemory(spec.oom_counter),
         query_line=spec.query_line,
+        complete_limit=spec.complete_limit,
     )
     signals = _Signals(selector, kernel)
     server = Server(selector, spec.socket, kernel, leash=spec.leash, reread=_assignment)
