@@ -1,21 +1,20 @@
-"""Systems for tests of faults, the processes in them, and a program whose output is known beforehand."""
+"""Systems for tests of faults, and a program whose output is known beforehand."""
 
 import hashlib
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.system.harness import Installation, Up, deadline, processes_of, psql
+from tests.system.harness import Installation, Up, deadline, psql
 from tests.system.http import Http
 from tests.system.runs import Runs
 
@@ -58,29 +57,16 @@ def started(site: Site, *options: str) -> Iterator[Up]:
             assert up.stop() == 0
 
 
-#: Of each child of `up`, and of one of the database server's processes, how it is called.
-COMMANDS = {
-    "agent": r"backendai_mgr agent ",
-    "worker": r"backendai_mgr worker ",
-    "postgres": r"bin/postgres -D ",
-    "backend": r"postgres: postgres \S+ \[local\]",
-}
-
-
-def child(up: Up, name: str) -> int | None:
-    """The pid of one of `COMMANDS`; None while there is none."""
-    pids = (pid for pid, command in processes_of(up.data_dir).items() if re.search(COMMANDS[name], command))
-    return next(pids, None)
-
-
 @contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """The process stands still meanwhile."""
-    os.kill(pid, signal.SIGSTOP)
+def stopped(*pids: int) -> Iterator[None]:
+    """The processes stand still meanwhile."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def ready(http: Http) -> int:
@@ -89,6 +75,11 @@ def ready(http: Http) -> int:
         return http.client.get("/readyz").status_code
     except httpx.TransportError:
         return 0
+
+
+def lease_is_over(up: Up) -> bool:
+    """Whether no worker keeps the agent any more."""
+    return psql(up, "SELECT expires_at < now() FROM agent_leases") == "t"
 
 
 def agent_status(up: Up) -> str:
@@ -101,44 +92,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def shim_of(up: Up, session_id: str) -> int:
-    for pid, command in processes_of(up.data_dir).items():
-        with suppress(FileNotFoundError):
-            if "shim.main" in command and os.readlink(f"/proc/{pid}/cwd").endswith(session_id):
-                return pid
-    raise AssertionError("no shim")
-
-
-def guest_of(up: Up, session_id: str) -> int:
-    """Below the sandbox's own processes, where there is one."""
-    for pid in descendants(shim_of(up, session_id)):
-        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"bwrap" not in argv[0]:
-            return pid
-    raise AssertionError("no guest")
-
-
-def interpreter_of(up: Up, session_id: str) -> int:
-    """The guest's first child."""
-    return descendants(guest_of(up, session_id))[0]
-
-
-def descendants(root: int) -> list[int]:
-    """All below *root*, each after its parent."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    found = [*parents.get(root, ())]
-    for pid in found:
-        found += parents.get(pid, ())
-    return found
 
 
 def patiently(call: Callable[[], httpx.Response], seconds: float = HEALED) -> httpx.Response:
@@ -199,11 +152,3 @@ def answers(http: Http, session: str) -> str:
     made = patiently(lambda: http.call("PUT", url, body={"code": "print(memory, end='')"}))
     assert made.status_code in (200, 201), made.text
     return output(http, url)[0]
-
-
-def alive(pid: int) -> bool:
-    """Whether it is a process, and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False

@@ -11,20 +11,10 @@ import pytest
 
 from tests.system.harness import Up, processes_of, wait_until
 from tests.system.http import Http
+from tests.system.processes import alive, descendants, guest_of, interpreter_of, shim_of
 from tests.system.runs import Runs
 
-from .support import (
-    HEALED,
-    PIPES,
-    Site,
-    alive,
-    descendants,
-    guest_of,
-    interpreter_of,
-    rest_of,
-    shim_of,
-    started,
-)
+from .support import HEALED, PIPES, Site, rest_of, started
 
 pytestmark = pytest.mark.faults
 

@@ -2,13 +2,13 @@
 
 import os
 import signal
-import time
 from contextlib import closing
 
 import pytest
 
 from tests.system.harness import Up, wait_until
 from tests.system.http import Http
+from tests.system.processes import child, descendants
 from tests.system.runs import Runs
 
 from .support import (
@@ -19,12 +19,11 @@ from .support import (
     Site,
     agent_status,
     answers,
-    child,
     digest,
     expected,
     free_port,
+    lease_is_over,
     output,
-    patiently,
     ready,
     rest_of,
     running,
@@ -42,26 +41,9 @@ def starts(runs: Runs) -> str:
 
 @pytest.mark.parametrize("victim", ["agent", "worker", "postgres"])
 def test_what_is_killed_comes_back_and_nothing_is_lost(site: Site, victim: str) -> None:
+    """Twice, while the command line follows a run: it shows each byte once, and so it can be read later."""
     with started(site) as up, closing(Http(up.said)) as http, Runs.in_new_session(http, "kept") as runs:
         runs.run("memory = 42")
-        url = runs.start(PROGRAM)
-        running(runs, url)
-        killed = child(up, victim)
-        began = time.monotonic()
-        os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: child(up, victim) not in (None, killed), HEALED, "a new one runs")
-        text, exit_code = output(http, url)
-        assert (digest(text), exit_code) == (expected(), 0)
-        assert answers(http, runs.session_id) == "42"
-        assert time.monotonic() - began < HEALED
-        wait_until(lambda: ready(http) == 200, HEALED, "the system is ready")
-        assert starts(runs) == "1\n"
-
-
-@pytest.mark.parametrize("victim", ["agent", "worker", "postgres"])
-def test_whoever_follows_a_run_gets_each_byte_once(site: Site, victim: str) -> None:
-    """The command line, twice cut off from what it shows."""
-    with started(site) as up, closing(Http(up.said)) as http, Runs.in_new_session(http, "kept") as runs:
         with up.popen("run", "--session", runs.name, PROGRAM, **PIPES) as follower:
             assert follower.stdout is not None
             received = ""
@@ -73,7 +55,11 @@ def test_whoever_follows_a_run_gets_each_byte_once(site: Site, victim: str) -> N
                 wait_until(lambda killed=killed: child(up, victim) not in (None, killed), HEALED, "a new one")
             out, err = rest_of(follower)
             assert (digest(received + out), err, follower.returncode) == (expected(), "", 0)
-        assert patiently(lambda: http.call("GET", f"/session/{runs.name}/why")).json()["status"] == "RUNNING"
+        wait_until(lambda: ready(http) == 200, HEALED, "the system is ready")
+        assert answers(http, runs.session_id) == "42"
+        (_, followed, _) = runs.list()
+        text, exit_code = output(http, f"/session/{runs.session_id}/runs/{followed['run_id']}")
+        assert (digest(text), exit_code) == (expected(), 0)
         assert starts(runs) == "1\n"
 
 
@@ -134,9 +120,7 @@ def test_an_agent_that_stays_away_is_lost_and_found_again(site: Site) -> None:
             assert refused.status_code == 503
             assert int(refused.headers["Retry-After"]) > 0
             assert runs.status() == "RUNNING"
-        began = time.monotonic()
         assert answers(http, runs.session_id) == "42"
-        assert time.monotonic() - began < 15
         text, exit_code = output(http, url)
         assert (digest(text), exit_code) == (expected(), 0)
         wait_until(lambda: agent_status(up) == "ALIVE", HEALED, "it is known to be back")
@@ -175,11 +159,14 @@ def test_who_stands_still_for_longer_than_a_heartbeat_loses_no_kernel(site: Site
         running(runs, url)
         pid = child(up, victim)
         assert pid is not None
-        with stopped(pid):
+        backends = [other for other in descendants(pid) if victim == "postgres"]
+        with stopped(pid, *backends):
             if victim == "agent":
                 wait_until(lambda: agent_status(up) == "LOST", HEALED, "its silence is noticed")
+            elif victim == "worker":
+                wait_until(lambda: lease_is_over(up), HEALED, "another could take over")
             else:
-                time.sleep(4)  # what is tested is that so much time passes
+                assert output(http, url)[1] == 0  # the run lasts longer
         text, exit_code = output(http, url)
         assert (digest(text), exit_code) == (expected(), 0)
         assert answers(http, runs.session_id) == "42"
