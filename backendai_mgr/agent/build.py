@@ -57,7 +57,10 @@ async def run_agent(
         sockets=sockets,
         manifests=manifests,
         limits=KernelLimits(
-            network=config.network, processes=config.kernel_processes, run_output=config.run_output
+            network=config.network,
+            processes=config.kernel_processes,
+            run_output=config.run_output,
+            leash=config.leash,
         ),
         sandboxed=config.isolation != "none",
         pool_size=config.pool_size,

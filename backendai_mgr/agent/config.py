@@ -23,6 +23,7 @@ _UPLOAD_SIZE = ByteSize(1 << 30)
 _NO_LIMIT = Seconds(0.0)
 #: Where the link listens unless it is told otherwise.
 DEFAULT_BIND = ListenAddress("127.0.0.1", 6001)
+_LEASH = Seconds(3600.0)
 _AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", re.ASCII)
 
 
@@ -129,6 +130,8 @@ class AgentConfig:
     upload_size: ByteSize = _UPLOAD_SIZE
     #: A session ends so long after its kernel was started; 0 for no limit.
     session_lifetime: Seconds = _NO_LIMIT
+    #: A kernel that no agent looks after for so long ends itself.
+    leash: Seconds = attrs.field(default=_LEASH, validator=_between(1, 30 * 86400))
     #: Folder of image manifests; None for those that come with the package.
     images_dir: Path | None = attrs.field(default=None, validator=_absolute)
     #: Kernels of each Python image that are kept ready; 0 for none.

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 #: and at most.
 _FIRST_REDIAL = 0.2
 _REDIAL = 5.0
+#: For an agent that has been away for longer than a restart takes a call waits so long: a few dials.
+_AWAY_PATIENCE = 2.0
 _PING = (callosum.PING, b"", b"")
 
 
@@ -42,7 +44,8 @@ class Connection:
     """Runs as a task of its owner (`run`); everything else may be called from any task, also after its end.
 
     ``keys`` is asked at each dialling and may raise `NotDialled`. ``interval`` is the agents' report
-    interval, ``silence`` how long a stream's reader waits for a sign of life; both in seconds.
+    interval, ``silence`` how long a stream's reader waits for a sign of life, ``restart`` how long an agent
+    may take to come back; all in seconds.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Connection:
         keys: Callable[[], Awaitable[CurveClient | None]],
         interval: float,
         silence: float,
+        restart: float,
     ) -> None:
         self.addr = addr
         self.last_heard = -math.inf
@@ -62,6 +66,9 @@ class Connection:
         self.feeds = Feeds(self._try_send, interval=interval)
         self._interval = interval
         self.silence = silence
+        self._restart = restart
+        #: Since when nothing answers at the address.
+        self._away_since = trio.current_time()
         self._dealer: Dealer | None = None
         self._pending: dict[callosum.Key, _Pending] = {}
         self._seq = 0
@@ -90,6 +97,8 @@ class Connection:
                     if held is not None:
                         log.warning("agent at %s: %s (%d more before)", self.addr, self.trouble, held)
                     self._give_up(self.trouble)
+                    if self._ready.is_set():
+                        self._away_since = trio.current_time()
                     await trio.sleep(backoff.after(trio.current_time() - began))
                     self._trouble, self._ready = None, trio.Event()
         finally:
@@ -159,7 +168,12 @@ class Connection:
     # ------------------------------------------------------------ calls
 
     async def ready(self, *, timeout: float) -> None:
-        """Wait until the agent has answered a PING; `AgentUnreachable` when it does not in time."""
+        """Wait until the agent has answered a PING; `AgentUnreachable` when it does not in time.
+
+        One that has been away for too long gets less time than *timeout* seconds.
+        """
+        back_by = self._away_since + self._restart - trio.current_time()
+        timeout = min(timeout, max(back_by, _AWAY_PATIENCE))
         with trio.move_on_after(timeout) as scope:
             await self._ready.wait()
         if scope.cancelled_caught:
@@ -242,6 +256,8 @@ class Connection:
             for pending in self._pending.values():
                 if pending.sent:
                     pending.done.set()
+            if self._ready.is_set():
+                self._ready, self._away_since = trio.Event(), trio.current_time()
             self.feeds.on_break()
             nursery.start_soon(dealer.send, _PING)  # waits for that connection, which may be refused
 

@@ -29,19 +29,26 @@ async def open_links(
     keys: LinkKeys | None = None,
     report_interval: float = 3.0,
     silence: float = 15.0,
+    restart: float = 10.0,
     max_agents: int = 4000,
 ) -> AsyncIterator["AgentLinks"]:
     """The links of one worker, all closed at the end; calls that are still under way are `AgentUnreachable`.
 
     Without *keys* only agents on loopback are spoken to, in plain. *report_interval* is the agents'
     (seconds): after two without a report a feed subscribes again. A stream's reader waits *silence* seconds
-    for any sign of life. Errors of the body leave in an exception group.
+    for any sign of life. Calls wait for an agent that is away until *restart* seconds of that have passed,
+    and then no longer than a moment. Errors of the body leave in an exception group.
     """
     sockets = SOCKETS_OF_DEALER * max_agents
     async with open_context(max_sockets=sockets) as context, trio.open_nursery() as nursery:
         try:
             yield AgentLinks(
-                context, nursery, keys or LinkKeys(), report_interval=report_interval, silence=silence
+                context,
+                nursery,
+                keys or LinkKeys(),
+                report_interval=report_interval,
+                silence=silence,
+                restart=restart,
             )
         finally:
             nursery.cancel_scope.cancel()
@@ -58,12 +65,14 @@ class AgentLinks:
         *,
         report_interval: float,
         silence: float,
+        restart: float,
     ) -> None:
         self._context = context
         self._nursery = nursery
         self._keys = keys
         self._interval = report_interval
         self._silence = silence
+        self._restart = restart
         self._connections: dict[tuple[AgentId, str], Connection] = {}
 
     def link(self, agent_id: AgentId, addr: str) -> "Link":
@@ -82,8 +91,13 @@ class AgentLinks:
         """The connection, dialled if need be."""
         connection = self.known(agent_id, addr)
         if connection is None:
-            keys = partial(self._keys.towards, agent_id, addr)
-            connection = Connection(addr, keys=keys, interval=self._interval, silence=self._silence)
+            connection = Connection(
+                addr,
+                keys=partial(self._keys.towards, agent_id, addr),
+                interval=self._interval,
+                silence=self._silence,
+                restart=self._restart,
+            )
             self._connections[agent_id, addr] = connection
             self._nursery.start_soon(self._run, (agent_id, addr), connection)
         connection.revive()

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 #: Start-up waits so long for the database and for the first notifications.
 STARTUP_TIMEOUT = 60.0
 END_SESSIONS_TIMEOUT = 6.0
+ACKNOWLEDGE_TIMEOUT = 1.0
 CLEANUP_TIMEOUT = 2.0
 
 
@@ -137,6 +138,8 @@ async def _leave(manager: Manager, end_sessions: bool) -> None:
             )
             if left:
                 log.warning("%d sessions had not ended in time", left)
+            with trio.move_on_after(ACKNOWLEDGE_TIMEOUT):  # so that agents clean up before they go
+                await manager.keeper.all_acknowledged()
         await manager.keeper.release()
     except StoreUnavailable as error:
         log.warning("the database went first: %s", error)

@@ -94,6 +94,15 @@ class AgentKeeper:
         while agent_id not in self.reports:
             await self._reported.wait()
 
+    async def all_acknowledged(self) -> None:
+        """Wait until no agent that this worker keeps has an ended kernel to tell of."""
+        while any(kernel.exit for agent_id in self._held for kernel in self._kernels(agent_id)):
+            await self._reported.wait()
+
+    def _kernels(self, agent_id: AgentId) -> Sequence[KernelReport]:
+        report = self.reports.get(agent_id)
+        return () if report is None else report.kernels
+
     def on_event(self, event: EventRow) -> None:
         """Look at an agent at once when one of its kernels is to end, and for one that has joined."""
         if event.type == "agent_joined":

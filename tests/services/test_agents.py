@@ -83,6 +83,19 @@ async def test_a_kernel_that_ends_by_itself_ends_its_session_and_is_acknowledged
         nursery.cancel_scope.cancel()
 
 
+async def test_ends_that_agents_still_tell_of_can_be_waited_for(world, autojump_clock):
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery)
+        session = await world.running()
+        await world.keeper.all_acknowledged()
+        world.agents["i-1"].end_kernel(session.id, "self-terminated", 0)
+        await world.until(lambda: status(world, session) is Status.TERMINATED)
+        await world.keeper.all_acknowledged()
+        assert world.agents["i-1"].acked == [(session.id, 1)]
+        assert world.keeper.reports["i-1"].kernels == []
+        nursery.cancel_scope.cancel()
+
+
 async def test_sessions_survive_an_agent_that_comes_back_with_its_kernels(world, autojump_clock):
     async with trio.open_nursery() as nursery:
         await world.start(nursery)
