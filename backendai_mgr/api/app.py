@@ -1,6 +1,7 @@
 """The HTTP interface as one ASGI application."""
 
 import logging
+from contextlib import suppress
 from typing import Any, cast
 
 import trio
@@ -29,7 +30,7 @@ from .decoding import INVALID, clean_text
 from .front import ROUTE, Application, Front
 from .metrics import Metrics, PoolMetrics
 from .problems import problem_of
-from .sockets import INTERNAL_ERROR, POLICY, Socket, SocketConnection, current_socket
+from .sockets import INTERNAL_ERROR, POLICY, PeerLeft, Socket, SocketConnection, current_socket
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ class Api(QuartTrio):
         problem = problem_of(error, current_message().path)
         if has_websocket_context() and (socket := current_socket()).connection.accepted:
             code = INTERNAL_ERROR if problem.status >= 500 else POLICY
-            await socket.close_now(code, problem.msg or problem.title)
+            with suppress(PeerLeft):
+                await socket.close_now(code, problem.msg or problem.title)
             return None
         return problem.response()
 
