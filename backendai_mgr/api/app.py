@@ -8,7 +8,7 @@ import trio
 from quart import Response, has_websocket_context
 from quart_trio import QuartTrio
 from werkzeug.exceptions import MethodNotAllowed
-from werkzeug.routing import MapAdapter
+from werkzeug.routing import MapAdapter, PathConverter
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from ..domain.errors import InvalidParameters
@@ -74,6 +74,7 @@ class Api(QuartTrio):
         self.config["RESPONSE_TIMEOUT"] = None  # the server bounds each write
         self.url_map.merge_slashes = False
         self.url_map.redirect_defaults = False
+        self.url_map.converters = {**self.url_map.converters, "path": _AnyPath}
         self.extensions[EXTENSION] = Installed(services, limits, metrics)
         self.before_request(_before)
         self.before_websocket(_before)
@@ -104,6 +105,12 @@ class Api(QuartTrio):
 
     def log_exception(self, exception_info: Any) -> None:
         log.error("unexpected error outside of a handler", exc_info=exception_info)
+
+
+class _AnyPath(PathConverter):
+    """A path that may have line feeds in it, as names of files may."""
+
+    regex = f"(?s:{PathConverter.regex})"
 
 
 async def _before() -> Response | None:
