@@ -1,5 +1,5 @@
-"""Every fault of every endpoint: each bad request is refused with its status, its type and the field that it is about,
-changes nothing and logs no error; and the endpoint's good request on the same connection works."""
+"""Every fault of every endpoint: a bad request is refused with its status, its type and the field that it is
+about, changes nothing and logs no error; and the endpoint's good request on the same connection works."""
 
 import attrs
 import pytest

@@ -80,7 +80,7 @@ class Connection:
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.host = "{}:{}".format(*address)
-        self.socket = socket.create_connection(address, timeout=20)
+        self.socket = socket.create_connection(address, timeout=5)
 
     def __enter__(self) -> "Connection":
         return self
