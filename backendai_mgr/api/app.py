@@ -13,6 +13,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 from ..domain.errors import InvalidParameters
 from . import (
     accounts,
+    agents,
     execute,
     files,
     legacy_files,
@@ -46,6 +47,7 @@ BLUEPRINTS = (
     legacy_files.blueprint,
     legacy_stream.blueprint,
     operations.blueprint,
+    agents.blueprint,
 )
 
 
@@ -53,7 +55,7 @@ def create_app(services: ApiServices, limits: Limits | None = None) -> Applicati
     """The ASGI application that serves the use cases of *services*."""
     limits = limits or Limits()
     metrics = Metrics(services.registry)
-    services.registry.register(PoolMetrics(services.health.reports))
+    services.health.on_report(PoolMetrics(services.registry).note)
     app = Api(services, limits, metrics)
     return Front(cast(Application, app), metrics, limits)
 

@@ -15,6 +15,7 @@ from ..runtime.config import ByteSize, Seconds
 from ..services.accounts import KeyCache
 from ..services.files import FileService
 from ..services.health import Health
+from ..services.joining import JoinService
 from ..services.runs import RunService
 from ..services.sessions import SessionService
 from .metrics import Metrics
@@ -39,6 +40,7 @@ class ApiServices:
     sessions: SessionService
     runs: RunService
     files: FileService
+    joining: JoinService
     health: Health
     registry: CollectorRegistry
     now: Callable[[], datetime]

@@ -38,13 +38,17 @@ class Problem:
     headers: Mapping[str, str] = attrs.Factory(dict)
     extra: Mapping[str, Any] = attrs.Factory(dict)
 
-    def body(self) -> bytes:
+    def value(self) -> dict[str, Any]:
+        """The members of the body."""
         value: dict[str, Any] = {"type": PREFIX + self.type, "title": self.title}
         if self.msg:
             value["msg"] = self.msg
         if self.data is not None:
             value["data"] = self.data
-        return json.dumps(value | dict(self.extra), default=str).encode()
+        return value | dict(self.extra)
+
+    def body(self) -> bytes:
+        return json.dumps(self.value(), default=str).encode()
 
     def head(self) -> list[tuple[bytes, bytes]]:
         """The header fields, for where there is no `Response`."""

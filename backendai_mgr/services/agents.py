@@ -78,6 +78,16 @@ class AgentKeeper:
         #: The newest stored report of each agent that this worker keeps or has kept.
         self.reports: dict[AgentId, Report] = {}
         self._reported = trio.Event()
+        self._on_report: list[Callable[[AgentId, int, Report], None]] = []
+
+    @property
+    def owner(self) -> str:
+        """The name that this worker's leases have."""
+        return self._config.owner
+
+    def on_report(self, listener: Callable[[AgentId, int, Report], None]) -> None:
+        """Call *listener* with each report that was stored, and the epoch under which it was."""
+        self._on_report.append(listener)
 
     async def first_report(self, agent_id: AgentId) -> None:
         """Wait until a report of this agent was stored by this worker."""
@@ -94,7 +104,9 @@ class AgentKeeper:
         return () if report is None else report.kernels
 
     def on_event(self, event: EventRow) -> None:
-        """Look at an agent at once when one of its kernels is to end."""
+        """Look at an agent at once when one of its kernels is to end, and for one that has joined."""
+        if event.type == "agent_joined":
+            self._renew.set()
         if event.agent_id is not None and event.type == "kernel_terminating":
             held = self._held.get(event.agent_id)
             if held is not None:
@@ -151,8 +163,10 @@ class AgentKeeper:
             if self._held.get(lease.agent_id) is held:
                 del self._held[lease.agent_id]
 
-    def _note(self, agent_id: AgentId, report: Report) -> None:
+    def _note(self, agent_id: AgentId, epoch: int, report: Report) -> None:
         self.reports[agent_id] = report
+        for listener in self._on_report:
+            listener(agent_id, epoch, report)
         self._reported.set()
         self._reported = trio.Event()
 
@@ -204,7 +218,7 @@ class AgentWatch:
         config: KeeperConfig,
         lease: Lease,
         look: Wake,
-        stored: Callable[[AgentId, Report], None],
+        stored: Callable[[AgentId, int, Report], None],
         *,
         now: Callable[[], datetime],
     ) -> None:
@@ -236,7 +250,7 @@ class AgentWatch:
         changed = self._last is None or _substance(report) != _substance(self._last)
         if changed:
             await self._store.store_report(self._lease.agent_id, self._lease.epoch, report, now=self._now())
-        self._stored(self._lease.agent_id, report)
+        self._stored(self._lease.agent_id, self._lease.epoch, report)
         due = trio.current_time() - self._compared_at >= FULL_RECONCILE
         if due or changed or self._last is None or report.kernels != self._last.kernels:
             await self._reconcile(report, feed)
@@ -335,12 +349,16 @@ class AgentWatch:
         timeout = self._config.heartbeat_timeout
         counted_from = trio.current_time()
         lost = False
+        noted: str | None = None
         while True:
             expected = trio.current_time() + WATCH_TICK
             await trio.sleep_until(expected)
             now = trio.current_time()
             if now - expected > WATCH_TICK:
                 counted_from = now
+            if self._link.trouble != noted:
+                noted = self._link.trouble
+                await self._note_trouble(noted)
             silent = now - max(counted_from, self._link.last_heard)
             if silent < timeout:
                 lost = False
@@ -349,6 +367,12 @@ class AgentWatch:
                 self._last = None  # its next report must bring it back to ALIVE
                 if await self._store.mark_lost(self._lease.agent_id, self._lease.epoch, now=self._now()):
                     log.warning("agent is LOST after %.1f s of silence", silent, extra=self._ids)
+
+    async def _note_trouble(self, trouble: str | None) -> None:
+        """Let `why` tell it; the next report takes it back."""
+        if trouble is not None:
+            self._last = None
+            await self._store.note_trouble(self._lease.agent_id, self._lease.epoch, trouble)
 
 
 def _substance(report: Report) -> Report:

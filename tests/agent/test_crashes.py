@@ -20,6 +20,7 @@ from backendai_mgr.wire.rpc import AgentRefusal
 from tests.system.traces import traces
 
 from .harness import PATIENCE, Site, destroy, ended, processes_of, removed, run, shims_of, until
+from .test_member import JOINING
 
 #: The checkout comes last on the path: it has the tests, while the package may be installed elsewhere.
 VICTIM = f"import sys, runpy; sys.path.append({str(Path(__file__).parents[2])!r})\n" + (
@@ -49,7 +50,7 @@ def test_every_crash_point_is_reached_below() -> None:
     names: set[str] = set()
     for source in agent.rglob("*.py"):
         names |= set(re.findall(r'failpoint\("([^"]+)"\)', source.read_text()))
-    assert names == {*COLD, *WARM, *AFTER_END, "destroy.after_end", "restart.after_gone"}
+    assert names == {*COLD, *WARM, *AFTER_END, "destroy.after_end", "restart.after_gone", *JOINING}
 
 
 @pytest.mark.parametrize("failpoint", WARM)

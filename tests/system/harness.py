@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -29,13 +29,21 @@ PACKAGE = Path(backendai_mgr.__file__).parent
 
 
 class Installation:
-    """An interpreter that has the program, and the account that runs it (None: the tests' own)."""
+    """An interpreter that has the program, and the account that runs it (None: the tests' own).
+
+    *before* is put before its command line, for programs that start another one.
+    """
 
     def __init__(
-        self, python: str = sys.executable, account: str | None = None, path: Path | None = None
+        self,
+        python: str = sys.executable,
+        account: str | None = None,
+        path: Path | None = None,
+        before: Sequence[str] = (),
     ) -> None:
         self.python = python
         self.account = account
+        self.before = before
         self.environ = {
             name: value
             for name, value in os.environ.items()
@@ -52,7 +60,7 @@ class Installation:
             found = pwd.getpwnam(self.account)
             options |= {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": [], "cwd": "/"}
         return subprocess.Popen(
-            [self.python, "-m", "backendai_mgr", *arguments],
+            [*self.before, self.python, "-m", "backendai_mgr", *arguments],
             env={**self.environ, **environ},
             text=True,
             process_group=0,
