@@ -8,11 +8,14 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.error_on_missing_interpreters = True
 nox.options.default_venv_backend = "virtualenv"
 
-PYTHON_FILES = ("backendai_mgr", "tests", "noxfile.py")
+PYTHON_FILES = ("backendai_mgr", "bench", "tests", "noxfile.py")
 
 #: The official client, unmodified, with the versions of its dependencies that it was made for: its request
 #: signer reads a private attribute that newer yarl no longer has, and its PyYAML builds only with Cython < 3.
 OFFICIAL_CLIENT = ("backend.ai-client==22.3.2", "yarl==1.9.4", "aiohttp==3.8.6", "blessed==1.20.0")
+
+#: What `nox -s bench -- --rivals` measures beside us.
+RIVALS = ("jupyter_server>=2.17,<3", "ipykernel>=7,<8")
 
 
 def dependency_group(name: str) -> list[str]:
@@ -30,9 +33,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Static types of the package."""
+    """Static types of the package and of the benchmark."""
     session.install(".", *dependency_group("types"))
-    session.run("mypy", "backendai_mgr", "--cache-dir", os.path.join(session.create_tmp(), "mypy"))
+    session.run("mypy", "backendai_mgr", "bench", "--cache-dir", os.path.join(session.create_tmp(), "mypy"))
 
 
 @nox.session
@@ -57,6 +60,30 @@ def compat(session: nox.Session) -> None:
     if not os.path.exists(os.path.join(client, "ok")):
         install_official_client(session, client)
     run_tests(session, "-m", "compat", "tests/compat", *session.posargs, env={"OFFICIAL_CLIENT": client})
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Figures of the installed program (bench/README.md); for people, not for CI."""
+    session.install(".")
+    arguments = list(session.posargs)
+    if "--rivals" in arguments:
+        arguments[arguments.index("--rivals")] = f"--rivals={install_rivals(session)}"
+    # Only this package of the checkout is on the path: the rest of it would hide what is installed.
+    path = os.path.join(session.create_tmp(), "path")
+    os.makedirs(path, exist_ok=True)
+    if not os.path.lexists(os.path.join(path, "bench")):
+        os.symlink(os.path.abspath("bench"), os.path.join(path, "bench"))
+    session.run("python", "-m", "bench", *arguments, env={"PYTHONPATH": path, "PYTHONSAFEPATH": "1"})
+
+
+def install_rivals(session: nox.Session) -> str:
+    """The interpreter of an environment of its own, with what we are measured beside."""
+    folder = os.path.join(session.create_tmp(), "rivals")
+    python = f"{folder}/bin/python"
+    session.run("python", "-m", "venv", folder)
+    session.run(python, "-m", "pip", "install", "--quiet", *RIVALS, external=True)
+    return os.path.abspath(python)
 
 
 def install_official_client(session: nox.Session, folder: str) -> None:

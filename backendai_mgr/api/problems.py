@@ -38,13 +38,17 @@ class Problem:
     headers: Mapping[str, str] = attrs.Factory(dict)
     extra: Mapping[str, Any] = attrs.Factory(dict)
 
-    def body(self) -> bytes:
+    def value(self) -> dict[str, Any]:
+        """The members of the body."""
         value: dict[str, Any] = {"type": PREFIX + self.type, "title": self.title}
         if self.msg:
             value["msg"] = self.msg
         if self.data is not None:
             value["data"] = self.data
-        return json.dumps(value | dict(self.extra), default=str).encode()
+        return value | dict(self.extra)
+
+    def body(self) -> bytes:
+        return json.dumps(self.value(), default=str).encode()
 
     def head(self) -> list[tuple[bytes, bytes]]:
         """The header fields, for where there is no `Response`."""
@@ -97,6 +101,7 @@ _OF_PROTOCOL: Mapping[int, str] = {
     431: "The request's line and headers are too long.",
     501: "The request uses a part of HTTP that is not spoken here.",
     503: "Too many clients are connected.",
+    505: "The request's version of HTTP is not spoken here.",
 }
 
 
@@ -106,6 +111,15 @@ def protocol_problem(status: int) -> Problem:
     kind, title = UNAVAILABLE if status == 503 else BAD_REQUEST
     headers = {"Retry-After": "1"} if status == 503 else {}
     return Problem(status=status, type=kind, title=title, msg=_OF_PROTOCOL[status], headers=headers)
+
+
+def handshake_problem(status: int) -> Problem:
+    """The problem of a websocket that cannot be opened: 500 for a fault of ours, else 400."""
+    if status == 500:
+        return INTERNAL
+    message = "The websocket's handshake is wrong: there has to be a key, and the version is 13."
+    headers = {"Sec-WebSocket-Version": "13"}
+    return Problem(status=400, type=BAD_REQUEST[0], title=BAD_REQUEST[1], msg=message, headers=headers)
 
 
 def problem_of(error: BaseException, path: str = "") -> Problem:

@@ -9,6 +9,7 @@ from ..domain.accounts import Caller
 from ..domain.sessions import LiveSession
 from ..wire.records import Record
 from ..wire.rpc import Output, RunStatus
+from . import run_events
 from .auth import authenticated
 from .body import json_parameters, query_parameters, reply
 from .context import admit_work, limits, services
@@ -68,9 +69,13 @@ async def interrupt(caller: Caller, name: str, run_id: str) -> Response:
 async def output(caller: Caller, name: str, run_id: str) -> Response:
     """Output from an offset on, waiting for some if asked to.
 
-    ``finished`` says that ``next_offset`` is the end of all output.
+    ``finished`` says that ``next_offset`` is the end of all output. With ``Accept: text/event-stream`` the
+    answer is a stream of events (`run_events`) that ends with the run.
     """
     query = query_parameters(ReadOutput)
+    if run_events.wanted():
+        admit_work()
+        return await run_events.events(caller, name, run_id, query.offset)
     return reply(await _read(caller, name, run_id, query))
 
 

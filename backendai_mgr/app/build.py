@@ -12,6 +12,7 @@ from ..api.app import ApiServices
 from ..db.accounts import PgAccounts
 from ..db.agents import PgAgents
 from ..db.events import PgEvents
+from ..db.joining import PgJoining
 from ..db.pool import Database
 from ..db.scheduling import PgScheduling
 from ..db.sessions import PgSessions
@@ -23,6 +24,7 @@ from ..services.directory import Directory
 from ..services.files import FileService
 from ..services.health import Health
 from ..services.hub import Hub, Wake
+from ..services.joining import JoinService
 from ..services.reaper import Reaper
 from ..services.runs import RunService
 from ..services.scheduler import Scheduler
@@ -52,9 +54,14 @@ def utc_now() -> datetime:
 
 
 def build(
-    config: ManagerConfig, database: Database, links: AgentLinks, *, now: Callable[[], datetime] = utc_now
+    config: ManagerConfig,
+    database: Database,
+    links: AgentLinks,
+    *,
+    public_key: str,
+    now: Callable[[], datetime] = utc_now,
 ) -> Manager:
-    """Join adapters, services and the HTTP surface of one worker."""
+    """Join adapters, services and the HTTP surface of one worker. Agents that join learn *public_key*."""
     sessions, scheduling = PgSessions(database), PgScheduling(database)
     hub = Hub(PgEvents(database))
     keys = KeyCache(PgAccounts(database), refused=() if config.on_loopback else EXAMPLE_KEYS)
@@ -89,6 +96,9 @@ def build(
             sessions=SessionService(sessions, keys, hub, architecture=platform.machine(), now=now),
             runs=RunService(directory, links),
             files=FileService(directory, sessions, keys, links),
+            joining=JoinService(
+                PgJoining(database), cluster_id=config.cluster_id, public_key=public_key, now=now
+            ),
             health=health,
             now=now,
             registry=CollectorRegistry(),

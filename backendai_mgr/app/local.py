@@ -275,7 +275,6 @@ class _ChildFiles:
             "id": AGENT_ID,
             "bind": f"127.0.0.1:{port}",
             "data-dir": str(self.data_dir),
-            "cluster-id": self.cluster_id,
             "cpu-overcommit": CPU_OVERCOMMIT,
             "isolation": self.options.isolation,
             "network": self.options.network,
@@ -299,8 +298,8 @@ class _ChildFiles:
 
     def _write(self, name: str, document: Mapping[str, Mapping[str, Any]]) -> None:
         lines = ["# Written by `backendai-mgr up` at each start; changes here are lost."]
-        logging = {"logging": attrs.asdict(self.options.logging)}
-        for table, values in {**document, **logging}.items():
+        logging = {"level": self.options.logging.level, "format": self.options.logging.format}
+        for table, values in {**document, "logging": logging}.items():
             values = dict(values)
             values |= {key: value for (where, key), value in self.options.settings.items() if where == table}
             lines.append(f"\n[{table}]")

@@ -24,11 +24,11 @@ import trio
 from prometheus_client.multiprocess import mark_process_dead
 
 from ..api.server.tls import CertificateError, server_context
-from ..runtime.config import ConfigError, find_config
+from ..runtime.config import ConfigError
 from ..runtime.logging import LoggingConfig
 from ..runtime.notify import Notifier
 from .children import Child, ChildError
-from .config import FILE_NAME, ManagerConfig, load_manager_config
+from .config import FILE_NAME, ManagerConfig, read_manager_config
 from .listening import Listener, ListenError
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,6 @@ class Server:
         self.now = self._read(
             lambda config: Listener.take(handed_over, config) or Listener.open(config.service_addr)
         )
-        configure_logging(self.now.config.logging)
 
     @property
     def status(self) -> str:
@@ -165,7 +164,6 @@ class Server:
         except (ConfigError, ListenError) as error:
             log.error("not reloaded, the workers stay as they are: %s", error)
             return
-        self._configure_logging(new.config.logging)
         log.info("reloading: the workers are replaced one by one")
         try:
             for wanted, old in zip_longest(range(new.config.num_proc), sorted(self._workers)):
@@ -188,7 +186,8 @@ class Server:
         self._generations.intersection_update(used)
 
     def _read(self, listen: Callable[[ManagerConfig], Listener]) -> _Generation:
-        """The configuration as it is now, served where *listen* says. `ConfigError` and `ListenError`."""
+        """The configuration as it is now, served where *listen* says; logs follow it. `ConfigError` and
+        `ListenError` when it cannot be used."""
         copy = os.memfd_create(FILE_NAME)
         try:
             config = self._load(copy)
@@ -200,20 +199,18 @@ class Server:
         return found
 
     def _load(self, copy: int) -> ManagerConfig:
-        path = self._path or find_config(FILE_NAME)
+        reading = read_manager_config(self._path)
+        config = reading.checked()
+        with open(copy, "w", closefd=False, encoding="utf-8") as file:
+            file.write(reading.text)
         try:
-            if path is not None:
-                with open(copy, "wb", closefd=False) as file:
-                    file.write(path.read_bytes())
-            config = load_manager_config(_path_of(copy))
             if config.tls is not None:
                 server_context(*config.tls)
         except CertificateError as error:
             raise ConfigError(str(error)) from error
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-        except ConfigError as error:
-            raise ConfigError(str(error).replace(str(_path_of(copy)), str(path))) from error
+        self._configure_logging(config.logging)
+        for warning in reading.warnings:
+            log.warning("%s", warning)
         return config
 
     def _listen_again(self, config: ManagerConfig) -> Listener:

@@ -13,7 +13,7 @@ class _Entry:
     hidden: bool = False
 
 
-#: Name -> where it is (the attribute has the command's name) and what the first page says of it.
+#: Name -> where it is (as an attribute of the command's name, with _ for -), and what the first page says.
 _COMMANDS = {
     "up": _Entry("up", "Run the whole system here: database, manager and agent."),
     "run": _Entry("run", "Run code in a session and show its output as it comes."),
@@ -26,7 +26,9 @@ _COMMANDS = {
     "logs": _Entry("files", "Show what a session has written."),
     "start-server": _Entry("serving", "Serve a cluster: the API, over a database of its own."),
     "agent": _Entry("serving", "Run sessions on this machine, for a manager."),
+    "config": _Entry("config", "Check and show the configuration."),
     "schema": _Entry("admin", "Prepare the database."),
+    "join-token": _Entry("joining", "Make a token that lets an agent of another machine join."),
     "fixture": _Entry("admin", "Load rows from a file into the database."),
     "worker": _Entry("serving", "Serve the API, as one process of `up` or `start-server`.", hidden=True),
 }

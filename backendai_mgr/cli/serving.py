@@ -2,27 +2,43 @@
 
 import errno
 import fcntl
+import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import attrs
 import click
 import trio
 
-from ..runtime.config import ConfigError, find_config, load_toml, structure
+from ..runtime.config import ConfigError
+from ..runtime.configfile import Reading, Schema, Setting, read
 from ..runtime.lifeline import ORPHAN_DEADLINE, report_ready, watch_lifeline
 from ..runtime.logging import LoggingConfig, setup_logging
 from ..runtime.notify import Notifier, take_listeners
 from ..runtime.paths import PathRefused
 from . import options
+from .config import read_for
 from .errors import CliError, told
+from .joining import TOKEN_VARIABLE
+
+log = logging.getLogger(__name__)
+
+
+class HasLogging(Protocol):
+    """A configuration that says what is logged."""
+
+    @property
+    def logging(self) -> LoggingConfig: ...
+
+
+_Config = TypeVar("_Config", bound=HasLogging)
 
 #: A predecessor that has lost its parent is gone after this many seconds, with a margin.
 _PREDECESSOR = ORPHAN_DEADLINE + 5.0
@@ -47,11 +63,15 @@ class _Process:
             if fd is not None:
                 os.set_inheritable(fd, False)
 
-    def config_file(self, name: str) -> Path | None:
-        """The file named on the command line, or the one that `up` wrote; None when there is neither."""
-        if self.config_path is None and self.data_dir is not None:
-            return self.data_dir / "etc" / name
-        return self.config_path
+
+def _in_force(reading: Reading[_Config], *, worker: str | None = None) -> _Config:
+    """The configuration; logging is set up by it, and is told what there is to be told. Of a *worker* that is
+    one of several its parent has done so."""
+    config = reading.checked()
+    setup_logging(config.logging, worker=worker)
+    for warning in reading.warnings if worker is None else ():
+        log.warning("%s", warning)
+    return config
 
 
 @click.command()
@@ -119,13 +139,12 @@ async def _worker(
     process: _Process, listen: int | None, worker_id: str | None, metrics_number: int | None
 ) -> None:
     from ..app.admin import SchemaMismatch, StoreUnavailable
-    from ..app.config import FILE_NAME, load_manager_config
+    from ..app.config import SCHEMA
     from ..app.figures import share_figures
     from ..app.serve import serve_manager
 
     with told(ConfigError):
-        config = load_manager_config(process.config_file(FILE_NAME))
-    setup_logging(config.logging, worker=worker_id)
+        config = _in_force(read_for(SCHEMA, process.data_dir, process.config_path), worker=worker_id)
     # A worker that has no name given has no others beside it.
     config = attrs.evolve(config, num_proc=1) if worker_id is None else attrs.evolve(config, id=worker_id)
     if metrics_number is not None:
@@ -143,28 +162,58 @@ async def _worker(
 @options.config_file
 @options.lifeline
 @options.ready
-def agent(**given: Any) -> Any:
+@click.option(
+    "--join",
+    "manager_url",
+    metavar="URL",
+    help="Join the cluster of the manager there, e.g. https://HOST:8081.",
+)
+@click.option(
+    "--token",
+    "join_token",
+    envvar=TOKEN_VARIABLE,
+    show_envvar=True,
+    help="What lets it join; once. Better in the environment, since others see command lines.",
+)
+def agent(manager_url: str | None, join_token: str | None, **given: Any) -> Any:
     """Run sessions on this machine for a manager, until SIGTERM or SIGINT; kernels outlive it.
 
-    With --data-dir it is the agent of that local system; else agent.toml says all.
+    agent.toml says how; with --data-dir the one of that local system, if there is one. When it has joined a
+    cluster it remembers that, and needs neither --join nor --token again.
     """
-    return partial(_agent, _Process(role="agent", **given))
+    os.environ.pop(TOKEN_VARIABLE, None)  # no child of this process needs it
+    wishes = [
+        Setting(("agent", "manager-url"), manager_url, "--join"),
+        Setting(("agent", "join-token"), join_token, "--token"),
+    ]
+    return partial(_agent, _Process(role="agent", **given), [wish for wish in wishes if wish.value])
 
 
-async def _agent(process: _Process) -> None:
-    from ..agent.build import run_agent
-    from ..agent.config import parse_agent_config
+async def _agent(process: _Process, given: Sequence[Setting]) -> None:
+    from ..agent.build import prepare_data_dir, run_agent
+    from ..agent.config import SCHEMA
     from ..agent.registry import DataDirInUse
 
     with told(ConfigError):
-        path = process.config_file("agent.toml") or find_config("agent.toml")
-        document = {} if path is None else load_toml(path)
-        logging = structure(LoggingConfig, document.pop("logging", {}), "logging")
-        config = parse_agent_config(document)
-    setup_logging(logging)
+        config = _in_force(_read_agent(SCHEMA, process, given))
+        if process.data_dir is not None:
+            prepare_data_dir(process.data_dir)
     serve = partial(run_agent, config, stop=process.stop, end_kernels=process.end)
     with told(ConfigError, DataDirInUse):
-        await _run(process, serve, f"The address {config.bind}")
+        await _run(process, serve, "The agent's address")
+
+
+def _read_agent(schema: Schema[_Config], process: _Process, given: Sequence[Setting]) -> Reading[_Config]:
+    """agent.toml under what was *given*. A data directory without one is where the agent keeps its things."""
+    folder = process.data_dir
+    if (
+        process.config_path is None
+        and folder is not None
+        and not (folder / "etc" / schema.file_name).exists()
+    ):
+        place = Setting(("agent", "data-dir"), str(folder.absolute()), "--data-dir")
+        return read(schema, {}, environ=os.environ, given=[place, *given])
+    return read_for(schema, folder, process.config_path, given)
 
 
 async def _run(process: _Process, serve: Callable[..., Awaitable[None]], address: str) -> None:

@@ -94,8 +94,19 @@ class AgentKeeper:
         while agent_id not in self.reports:
             await self._reported.wait()
 
+    async def all_acknowledged(self) -> None:
+        """Wait until no agent that this worker keeps has an ended kernel to tell of."""
+        while any(kernel.exit for agent_id in self._held for kernel in self._kernels(agent_id)):
+            await self._reported.wait()
+
+    def _kernels(self, agent_id: AgentId) -> Sequence[KernelReport]:
+        report = self.reports.get(agent_id)
+        return () if report is None else report.kernels
+
     def on_event(self, event: EventRow) -> None:
-        """Look at an agent at once when one of its kernels is to end."""
+        """Look at an agent at once when one of its kernels is to end, and for one that has joined."""
+        if event.type == "agent_joined":
+            self._renew.set()
         if event.agent_id is not None and event.type == "kernel_terminating":
             held = self._held.get(event.agent_id)
             if held is not None:
@@ -338,12 +349,16 @@ class AgentWatch:
         timeout = self._config.heartbeat_timeout
         counted_from = trio.current_time()
         lost = False
+        noted: str | None = None
         while True:
             expected = trio.current_time() + WATCH_TICK
             await trio.sleep_until(expected)
             now = trio.current_time()
             if now - expected > WATCH_TICK:
                 counted_from = now
+            if self._link.trouble != noted:
+                noted = self._link.trouble
+                await self._note_trouble(noted)
             silent = now - max(counted_from, self._link.last_heard)
             if silent < timeout:
                 lost = False
@@ -352,6 +367,12 @@ class AgentWatch:
                 self._last = None  # its next report must bring it back to ALIVE
                 if await self._store.mark_lost(self._lease.agent_id, self._lease.epoch, now=self._now()):
                     log.warning("agent is LOST after %.1f s of silence", silent, extra=self._ids)
+
+    async def _note_trouble(self, trouble: str | None) -> None:
+        """Let `why` tell it; the next report takes it back."""
+        if trouble is not None:
+            self._last = None
+            await self._store.note_trouble(self._lease.agent_id, self._lease.epoch, trouble)
 
 
 def _substance(report: Report) -> Report:

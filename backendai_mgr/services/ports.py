@@ -15,6 +15,7 @@ import attrs
 
 from ..domain.accounts import Caller, Credential
 from ..domain.ids import AccessKey, AgentId, KernelId, SessionId
+from ..domain.joining import Join, JoinRequest, StoredToken, TokenText
 from ..domain.sessions import KernelRow, KernelToStart, LiveSession, NewSession, Session
 from ..domain.status import AgentStatus, Status
 from ..scheduling.snapshot import Plan, Snapshot
@@ -247,6 +248,25 @@ class AgentStore(Protocol):
     async def mark_lost(self, agent_id: AgentId, epoch: int, *, now: datetime) -> bool:
         """ALIVE -> LOST. `StaleEpoch` as above; False when it was not ALIVE."""
 
+    async def note_trouble(self, agent_id: AgentId, epoch: int, trouble: str) -> None:
+        """Keep why the agent cannot be talked to, until it reports. `StaleEpoch` as above."""
+
+
+class JoinStore(Protocol):
+    """Agents that join."""
+
+    async def join(
+        self, token: TokenText | None, request: JoinRequest, *, now: datetime
+    ) -> tuple[Join, StoredToken]:
+        """Let the agent join, if `domain.joining.decide` says so; raises what that raises."""
+
+
+class AgentKeys(Protocol):
+    """The keys of agents on the link."""
+
+    async def agent_key(self, agent_id: AgentId) -> str | None:
+        """The public key with which the agent joined; None for one that did not."""
+
 
 # ---------------------------------------------------------------- events
 
@@ -310,6 +330,10 @@ class AgentLink(Protocol):
     @property
     def last_heard(self) -> float:
         """Trio time of the newest frame of any kind from the agent (-inf: none yet)."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the agent is not connected, in a sentence, where more is known than that it is silent."""
 
     async def create_kernel(self, spec: KernelSpec) -> tuple[str, int, KernelReport]:
         """Start a kernel: (boot, seq, its report). Idempotent on (id, incarnation)."""

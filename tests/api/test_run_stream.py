@@ -216,6 +216,19 @@ async def test_a_client_that_reads_nothing_hurts_nobody_and_is_cut():
         assert sum(len(r.data) for r in records) == 400 * 65536
 
 
+async def test_a_client_that_answers_no_ping_is_cut_and_one_that_does_is_not():
+    async with serving(Limits(ping_seconds=0.1)) as server, server.client() as client:
+        run = await start(server, client)
+        with trio.fail_after(10):
+            async with followed(server) as alive, await shaken_hands(server) as silent:
+                await run.until(lambda: run.readers == 2)
+                await run.until(lambda: run.readers == 1)
+                while await silent.receive_some(4096):
+                    pass
+                run.write(b"still here")
+                assert json.loads(await alive.get_message())["records"][0]["data"] == "still here"
+
+
 async def test_an_error_does_not_hang_on_a_client_that_reads_nothing():
     async with serving(Limits(send_seconds=2)) as server, server.client() as client:
         run = await start(server, client)

@@ -236,7 +236,7 @@ async def test_a_configuration_that_cannot_be_used_changes_nothing(
         await site.reloaded()
         (line,) = [message for message in caplog.messages if "not reloaded" in message]
         assert line.endswith(
-            f"stay as they are: {tmp_path}/manager.toml: `manager.num-proc`: 1 to 1024, not 0."
+            f"stay as they are: {tmp_path}/manager.toml:4: `manager.num-proc`: 1 to 1024, not 0."
         )
         assert (await site.all(2)).keys() == before.keys()
         # A worker that dies now comes back as it was.
@@ -245,6 +245,16 @@ async def test_a_configuration_that_cannot_be_used_changes_nothing(
         os.kill(other.pid, signal.SIGSTOP)
         assert (await site.ask()).kind == "v1"
         os.kill(other.pid, signal.SIGCONT)
+
+
+async def test_keys_without_effect_are_told_of_at_each_reading(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = f"{tmp_path}/manager.toml:8: `manager.event-loop` has no effect here"
+    async with running(tmp_path, event_loop="uvloop") as site:
+        assert caplog.text.count(told) == 1
+        await site.reloaded()
+        assert caplog.text.count(told) == 2
 
 
 async def test_a_successor_that_does_not_come_up_ends_a_reload(

@@ -136,6 +136,13 @@ class FollowOutput:
     offset: Annotated[int, Param("offset", check=_offset)] = 0
 
 
+@attrs.frozen(kw_only=True)
+class ResumeOutput:
+    """What a client of server-sent events says that comes back."""
+
+    offset: Annotated[int, Param("Last-Event-ID", check=_offset)]
+
+
 def check_within(run: RunStatus, offset: int) -> None:
     """Refuse to read past the end of a run that has ended."""
     if run.ended and offset > run.end_offset:

@@ -14,21 +14,43 @@ from typing import Any, cast
 
 import h2.events
 import h2.exceptions
+import hypercorn.protocol.h2
 import trio
 from h2.errors import ErrorCodes
 from hypercorn.config import Config
+from hypercorn.events import Closed
+from hypercorn.events import Event as ServerEvent
 from hypercorn.protocol.events import Body, Data, EndBody, EndData, Event, StreamClosed
-from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h2 import BUFFER_LOW_WATER, H2Protocol, StreamBuffer
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGIReceiveEvent, Scope
 
 from ..context import Limits
 from ..problems import COMMON_HEADERS, protocol_problem
+from .websocket import WebSocket
 
 #: When so many messages wait for an application, its stream's window stays shut.
 _MOST_WAITING = 8
 _SLICE_BYTES = 1 << 16
+
+
+class _Buffer(StreamBuffer):
+    """What waits for a stream's window. Hypercorn's lets its writer go on after each piece that is taken,
+    however small, so that a client could have any amount pile up here."""
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[: len(data)]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+hypercorn.protocol.h2.StreamBuffer = _Buffer  # type: ignore[misc]
+hypercorn.protocol.h2.WSStream = WebSocket  # type: ignore[attr-defined]
 
 
 class Http2(H2Protocol):
@@ -71,6 +93,13 @@ class Http2(H2Protocol):
                 self.connection.increment_flow_control_window(size, stream_id)
                 await self._flush()
 
+    async def handle(self, event: ServerEvent) -> None:
+        await super().handle(event)
+        if isinstance(event, Closed):
+            # Nobody takes what is left, so nobody shall wait for that.
+            for buffer in list(self.stream_buffers.values()):
+                await buffer.close()
+
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:
             if isinstance(event, h2.events.DataReceived):
@@ -97,10 +126,10 @@ class Http2(H2Protocol):
     async def _create_stream(self, request: h2.events.RequestReceived) -> None:
         fields = dict(request.headers)
         path, method = fields.get(b":path"), fields.get(b":method", b"")
-        if path is None or not path.isascii() or not method.isascii():
-            await self._refuse(request.stream_id, 400)
-        elif method == b"CONNECT" and fields.get(b":protocol") != b"websocket":
+        if method == b"CONNECT" and fields.get(b":protocol") != b"websocket":
             await self._refuse(request.stream_id, 501)
+        elif path is None or not path.isascii() or not method.isascii():
+            await self._refuse(request.stream_id, 400)
         else:
             await super()._create_stream(request)
 
