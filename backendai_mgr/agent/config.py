@@ -21,9 +21,9 @@ _REPORT_INTERVAL = Seconds(3.0)
 _RUN_OUTPUT = ByteSize(64 << 20)
 _UPLOAD_SIZE = ByteSize(1 << 30)
 _NO_LIMIT = Seconds(0.0)
+_LEASH = Seconds(3600.0)
 #: Where the link listens unless it is told otherwise.
 DEFAULT_BIND = ListenAddress("127.0.0.1", 6001)
-_LEASH = Seconds(3600.0)
 _AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", re.ASCII)
 
 

@@ -19,7 +19,8 @@ from ..db.sessions import PgSessions
 from ..db.turns import PgTurns
 from ..domain.ids import AgentId
 from ..services.accounts import KeyCache
-from ..services.agents import AgentKeeper, KeeperConfig
+from ..services.agents import AgentKeeper
+from ..services.agentwatch import KeeperConfig
 from ..services.directory import Directory
 from ..services.files import FileService
 from ..services.health import Health

@@ -199,10 +199,8 @@ class Lease:
 
 
 class StaleEpoch(Exception):
-    """Another worker holds the agent's lease by now: whatever was to be written was not.
-
-    ``highest`` is the epoch that the agent obeys, where it was the agent that said so; 0 otherwise.
-    """
+    """Another worker holds the agent's lease by now: whatever was to be written was not. ``highest`` is the
+    epoch that the agent obeys, where it was the agent that said so; 0 otherwise."""
 
     def __init__(self, message: str = "", *, highest: int = 0) -> None:
         super().__init__(message)
