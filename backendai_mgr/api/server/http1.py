@@ -1,5 +1,6 @@
 """HTTP/1.1 as Hypercorn speaks it, with one send where it has three, and refusals that say what is wrong."""
 
+from base64 import urlsafe_b64decode
 from typing import Any
 
 import h2.config
@@ -9,7 +10,6 @@ import h11
 import hypercorn.protocol.h11
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h11 import H11Protocol
-from hyperframe.exceptions import HyperframeError
 
 from ..context import Limits
 from ..problems import COMMON_HEADERS, Problem, protocol_problem
@@ -71,7 +71,7 @@ class Http1(H11Protocol):
 
 def _refusal(request: h11.Request) -> int | None:
     """Why h11's view of a request is not ours: the status to refuse it with."""
-    if request.http_version < b"1.0":
+    if not b"1.0" <= request.http_version < b"2":
         return 505
     # Where the body ends is read in two ways, and another server before this one may have chosen the other
     # (RFC 9112 §6.1, §6.3).
@@ -89,10 +89,13 @@ def _can_switch(request: h11.Request) -> bool:
     """Whether HTTP/2 could take over, if that is asked for: its settings have to make sense."""
     fields = dict(request.headers)
     if fields.get(b"upgrade", b"").lower() == b"h2c":
+        wanted = fields.get(b"http2-settings", b"")
         trial = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         try:
-            trial.initiate_upgrade_connection(fields.get(b"http2-settings", b""))
-        except (ValueError, h2.exceptions.ProtocolError, HyperframeError):
+            if len(urlsafe_b64decode(wanted)) % 6:  # bytes of a setting
+                return False
+            trial.initiate_upgrade_connection(wanted)
+        except (ValueError, h2.exceptions.ProtocolError):
             return False
     return True
 

@@ -1,6 +1,8 @@
 """Every fault of every endpoint: a bad request is refused with its status, its type and the field that it is
 about, changes nothing and logs no error; and the endpoint's good request on the same connection works."""
 
+from datetime import UTC, datetime, timedelta
+
 import attrs
 import httpx
 import pytest
@@ -55,6 +57,9 @@ def put_in_order(shared: Shared) -> None:
     server.runs.runs = {"r1": run}
     server.sessions.calls.clear()
     server.files.files = {"f": b"x"}
+    server.joins.agents.clear()
+    server.joins.requests.clear()
+    server.joins.add_token(1, expires_at=datetime.now(UTC) + timedelta(hours=1))
 
 
 @pytest.fixture
@@ -83,6 +88,7 @@ def test_a_bad_request(world, endpoint, bad):
         server = world.server
         assert list(server.runs.runs) == ["r1"]
         assert server.files.files == {"f": b"x"}
+        assert server.joins.requests == []
         assert not {call[0] for call in server.sessions.calls} & {"create", "list"}
         if not endpoint.websocket:
             assert "connection" not in reply.headers
