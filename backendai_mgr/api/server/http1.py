@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import h2.config
+import h2.connection
+import h2.exceptions
 import h11
 import hypercorn.protocol.h11
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h11 import H11Protocol
+from hyperframe.exceptions import HyperframeError
 
 from ..context import Limits
 from ..problems import COMMON_HEADERS, Problem, protocol_problem
@@ -34,6 +38,10 @@ class Http1(H11Protocol):
         else:
             await self._send_error_response(status)
             await self.send(Closed())
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if _can_switch(event):
+            await super()._check_protocol(event)
 
     async def too_slow(self) -> None:
         """Refuse a request whose head has not come in time."""
@@ -75,6 +83,18 @@ def _refusal(request: h11.Request) -> int | None:
     if fields.get(b"upgrade", b"").lower() == b"websocket" and (coding or length not in (None, b"0")):
         return 400
     return None
+
+
+def _can_switch(request: h11.Request) -> bool:
+    """Whether HTTP/2 could take over, if that is asked for: its settings have to make sense."""
+    fields = dict(request.headers)
+    if fields.get(b"upgrade", b"").lower() == b"h2c":
+        trial = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        try:
+            trial.initiate_upgrade_connection(fields.get(b"http2-settings", b""))
+        except (ValueError, h2.exceptions.ProtocolError, HyperframeError):
+            return False
+    return True
 
 
 def whole_reply(problem: Problem) -> bytes:
