@@ -1,8 +1,8 @@
 """The same work done by a Jupyter server with ipykernel, which runs in an environment of its own.
 
-Its limits on output are lifted, as ours are high enough; both sides are asked over a websocket. It sends small
-messages one by one with Nagle's algorithm on, so that each waits for the acknowledgement of the one before, 40 ms
-if the client delays it as usual. Ours acknowledges at once: that is not what is to be compared.
+Its limits on output are lifted, as ours are high enough; both sides are asked over a websocket. It sends
+small messages one by one with Nagle's algorithm on, so that each waits for the acknowledgement of the one
+before, 40 ms if the client delays it as usual. Ours acknowledges at once: that is not what is to be compared.
 """
 
 import json

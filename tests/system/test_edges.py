@@ -59,7 +59,9 @@ def test_a_new_certificate_is_shown_after_a_hangup(secure: tuple[Up, Path], auth
     issued = authority.issue_cert("127.0.0.1", common_name="renewed")
     (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
     (folder / "key.pem").write_bytes(issued.private_key_pem.bytes())
-    (worker,) = [pid for pid, command in processes_of(up.data_dir).items() if "backendai_mgr worker" in command]
+    (worker,) = [
+        pid for pid, command in processes_of(up.data_dir).items() if "backendai_mgr worker" in command
+    ]
     os.kill(worker, signal.SIGHUP)
     wait_until(lambda: shown(up, trusted) == "renewed", 10, "the new certificate")
 
