@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count, zip_longest
@@ -28,7 +28,7 @@ from ..runtime.config import ConfigError
 from ..runtime.logging import LoggingConfig
 from ..runtime.notify import Notifier
 from .children import Child, ChildError
-from .config import ManagerConfig, read_manager_config
+from .config import FILE_NAME, ManagerConfig, read_manager_config
 from .listening import Listener, ListenError
 
 log = logging.getLogger(__name__)
@@ -39,13 +39,14 @@ METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 _GRACE = 2.0
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class _Generation:
-    """One reading of the configuration. Workers get a copy of the file: one that starts again long after is
-    like those beside it, whatever has been written meanwhile."""
+    """One reading of the configuration, and what its workers inherit: the socket, and a copy of the file (in
+    memory, for there are passwords in it). A worker that starts again long after is like those beside it,
+    whatever has been written meanwhile."""
 
     config: ManagerConfig
-    copy: Path
+    copy: int
     listener: Listener
 
 
@@ -79,9 +80,9 @@ async def run_server(
     cannot start.
     """
     notifier = notifier or Notifier()
-    with tempfile.TemporaryDirectory(prefix="backendai-mgr-") as folder:
+    with tempfile.TemporaryDirectory(prefix="backendai-mgr-metrics-") as metrics:
         async with trio.open_nursery() as children:
-            server = Server(path, Path(folder), handed_over, children, configure_logging, program=program)
+            server = Server(path, Path(metrics), handed_over, children, configure_logging, program=program)
             with server, _pid_file(server.now.config.pid_file):
                 async with trio.open_nursery() as work:
                     work.start_soon(_cancel_at, stop, work.cancel_scope)
@@ -105,7 +106,7 @@ class Server:
     def __init__(
         self,
         path: Path | None,
-        folder: Path,
+        metrics: Path,
         handed_over: Sequence[int],
         children: trio.Nursery,
         configure_logging: Callable[[LoggingConfig], None],
@@ -114,20 +115,17 @@ class Server:
     ) -> None:
         self._path = path
         self._configure_logging = configure_logging
-        self._folder = folder
-        self._metrics = folder / "metrics"
-        self._metrics.mkdir()
+        self._metrics = metrics
         self._children = children
         self._program = {} if program is None else {"program": program}
         self._workers: dict[int, _Worker] = {}
         #: Leases are by worker. An earlier server's workers may still be on their way out: names differ.
         self._token = secrets.token_hex(3)
-        self._readings = 0
-        config, copy = self._read()
-        listener = Listener.take(handed_over, config) or Listener.open(config.service_addr)
+        self._generations: set[_Generation] = set()
         #: What new workers are started by.
-        self.now = _Generation(config, copy, listener)
-        self._listeners = {listener}
+        self.now = self._read(
+            lambda config: Listener.take(handed_over, config) or Listener.open(config.service_addr)
+        )
 
     @property
     def status(self) -> str:
@@ -138,7 +136,7 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close_listeners()
+        self._close_all_but()
 
     async def start(self) -> None:
         """Start all workers. `ChildError` when one does not come up."""
@@ -150,7 +148,7 @@ class Server:
         """Stop all workers at once. New connections are refused from now on."""
         for worker in self._workers.values():
             worker.child.tell_to_stop()
-        self._close_listeners()
+        self._close_all_but()
         async with trio.open_nursery() as nursery:
             for worker in self._workers.values():
                 nursery.start_soon(worker.stop)
@@ -162,7 +160,7 @@ class Server:
         the workers that are left stay.
         """
         try:
-            new = self._next()
+            new = self._read(self._listen_again)
         except (ConfigError, ListenError) as error:
             log.error("not reloaded, the workers stay as they are: %s", error)
             return
@@ -177,33 +175,34 @@ class Server:
                     del self._workers[old]
         except ChildError as error:
             log.error("not reloaded to the end, the workers that are left stay as they are: %s", error)
-        self._close_listeners({self.now.listener, *(w.generation.listener for w in self._workers.values())})
+        self._close_all_but(self.now, *(worker.generation for worker in self._workers.values()))
 
-    def _close_listeners(self, used: Collection[Listener] = ()) -> None:
-        """Close the sockets that are not *used*. While one is open, connections wait where no worker is."""
-        for listener in self._listeners.difference(used):
-            listener.socket.close()
-        self._listeners.intersection_update(used)
+    def _close_all_but(self, *used: _Generation) -> None:
+        """Close what only others have. While a socket is open, connections wait where no worker is."""
+        for unused in self._generations.difference(used):
+            os.close(unused.copy)
+            if all(unused.listener is not generation.listener for generation in used):
+                unused.listener.socket.close()
+        self._generations.intersection_update(used)
 
-    def _next(self) -> _Generation:
-        config, copy = self._read()
-        listener = self.now.listener
-        if listener.inherited:
-            listener.check(config)
-        elif config.service_addr != listener.address:
-            listener = Listener.open(config.service_addr)
-            self._listeners.add(listener)
-        return _Generation(config, copy, listener)
+    def _read(self, listen: Callable[[ManagerConfig], Listener]) -> _Generation:
+        """The configuration as it is now, served where *listen* says; logs follow it. `ConfigError` and
+        `ListenError` when it cannot be used."""
+        copy = os.memfd_create(FILE_NAME)
+        try:
+            config = self._load(copy)
+            found = _Generation(config, copy, listen(config))
+        except BaseException:
+            os.close(copy)
+            raise
+        self._generations.add(found)
+        return found
 
-    def _read(self) -> tuple[ManagerConfig, Path]:
-        """The configuration as it is now, and the copy of it; logs follow it. `ConfigError` when it cannot be
-        used."""
+    def _load(self, copy: int) -> ManagerConfig:
         reading = read_manager_config(self._path)
         config = reading.checked()
-        self._readings += 1
-        copy = self._folder / f"{self._readings}.toml"
-        copy.touch(0o600)
-        copy.write_text(reading.text, encoding="utf-8")
+        with open(copy, "w", closefd=False, encoding="utf-8") as file:
+            file.write(reading.text)
         try:
             if config.tls is not None:
                 server_context(*config.tls)
@@ -212,11 +211,20 @@ class Server:
         self._configure_logging(config.logging)
         for warning in reading.warnings:
             log.warning("%s", warning)
-        return config, copy
+        return config
+
+    def _listen_again(self, config: ManagerConfig) -> Listener:
+        """The listener of a new configuration: ours, or another when the address is."""
+        listener = self.now.listener
+        if listener.inherited:
+            listener.check(config)
+        elif config.service_addr != listener.address:
+            return Listener.open(config.service_addr)
+        return listener
 
     async def _start_worker(self, number: int, generation: _Generation) -> None:
         config, fd = generation.config, generation.listener.socket.fileno()
-        options = [f"--config={generation.copy}", f"--listen={fd}"]
+        options = [f"--config={_path_of(generation.copy)}", f"--listen={fd}"]
         options.append(f"--id={config.id}-{number}.{self._token}")
         environ = {name: value for name, value in os.environ.items() if name != METRICS_DIR}
         if config.num_proc > 1:
@@ -226,7 +234,7 @@ class Server:
             command="worker",
             name=f"worker {number}",
             options=options,
-            pass_fds=(fd,),
+            pass_fds=(fd, generation.copy),
             environ=environ,
             on_exit=partial(mark_process_dead, number, str(self._metrics)),
             **self._program,
@@ -236,6 +244,11 @@ class Server:
 
     def _free_number(self) -> int:
         return next(number for number in count(1) if number not in self._workers)
+
+
+def _path_of(fd: int) -> Path:
+    """Where this process, and one that inherits it, opens the file of a descriptor from its beginning."""
+    return Path(f"/proc/self/fd/{fd}")
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

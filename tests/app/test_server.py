@@ -1,6 +1,7 @@
 """The parent of workers. They are played by a small program that keeps the same contract: it tells whoever
 connects its id, its process and its `cluster-id`, and behaves as that says."""
 
+import json
 import os
 import signal
 import socket
@@ -104,8 +105,8 @@ def write(folder: Path, kind: str, **settings: object) -> Path:
     path = folder / "manager.toml"
     values = {"id": "m", "service_addr": "127.0.0.1:0", "num_proc": 2, "cluster_id": kind}
     values |= {"drain_timeout": 0.1, "shutdown_timeout": 0.2, **settings}
-    lines = [f"{key.replace('_', '-')} = {value!r}" for key, value in values.items()]
-    path.write_text("[manager]\n" + "\n".join(lines).replace("'", '"') + "\n")
+    lines = [f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in values.items()]
+    path.write_text("[manager]\n" + "\n".join(lines) + "\n")
     return path
 
 
@@ -328,9 +329,13 @@ async def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     before = len(os.listdir("/proc/self/fd"))
-    async with running(tmp_path):
+    async with running(tmp_path) as site:
+        for settings in ({"num_proc": 0}, {"ssl_enabled": True}, {"service_addr": "127.0.0.2:0"}):
+            site.write("v2", **settings)
+            await site.reloaded()
         (folder,) = (tmp_path / "tmp").iterdir()
         assert folder.stat().st_mode & 0o777 == 0o700
+        assert not list(folder.rglob("*.toml"))  # there are passwords in it
     assert not list((tmp_path / "tmp").iterdir())
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 from .cluster import Cluster, Service, cluster
@@ -67,7 +69,8 @@ def test_two_workers_serve_one_cluster(site: Cluster, server: Service) -> None:
         before = requests(first)
         for http in (first, second, second):
             http.client.get("/livez")
-        assert requests(first) - before == requests(second) - before == 3
+        # A request is counted when its reply has gone.
+        wait_until(lambda: requests(first) - before == requests(second) - before == 3, 5, "they are counted")
 
 
 def requests(http: Http) -> float:
@@ -149,6 +152,40 @@ def test_a_stop_leaves_sessions_to_the_next_server(site: Cluster, tmp_path: Path
     with site.server(), site.http() as http:
         assert Runs(http, name, session_id).run("print(memory)") == ("42\n", 0)
         http.call("DELETE", f"/session/{session_id}")
+
+
+def test_a_reload_brings_new_certificates_and_refuses_bad_ones(site: Cluster, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def renew() -> str:
+        """The new certificate as PEM, without its chain."""
+        issued = authority.issue_cert("127.0.0.1")
+        certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        key.write_bytes(issued.private_key_pem.bytes())
+        return issued.cert_chain_pems[0].bytes().decode()
+
+    def shown() -> str:
+        return ssl.get_server_certificate(address)
+
+    first = renew()
+    site.configure(ssl_enabled=True, ssl_cert=str(certificate), ssl_privkey=str(key))
+    arguments = ("start-server", "--config", str(site.config))
+    with Service(site.installation, site.folder, "tls", *arguments) as server:
+        host, _, port = server.hear("READY=1")["STATUS"].partition(" ")[0].rpartition(":")
+        address = (host, int(port))
+        assert shown() == first
+        key.write_text("no key")
+        server.signal(signal.SIGHUP)
+        ready_again(server)
+        assert "not reloaded" in server.log.read_text()
+        assert shown() == first
+        second = renew()
+        server.signal(signal.SIGHUP)
+        ready_again(server)
+        assert second != first
+        assert shown() == second
+        assert server.stop() == 0
 
 
 def test_workers_end_with_their_parent(site: Cluster) -> None:
