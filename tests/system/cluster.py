@@ -100,10 +100,10 @@ class Cluster:
         self.installation = installation
         self.folder = folder
         self.postgres = postgres
-        self.endpoint = ""
         self._server = 0
         self._password = secrets.token_urlsafe(12)
-        self._port = free_port()
+        self.port = free_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
         postgres.sql(f"CREATE ROLE manager LOGIN PASSWORD '{self._password}'")
         postgres.sql("CREATE DATABASE cluster OWNER manager")
         self.config = folder / "manager.toml"
@@ -111,7 +111,7 @@ class Cluster:
 
     def configure(self, **settings: Any) -> None:
         """Write manager.toml, with these keys of its first table beside the usual."""
-        values = {"id": "m", "service-addr": f"127.0.0.1:{self._port}", "num-proc": 2}
+        values = {"id": "m", "service-addr": f"127.0.0.1:{self.port}", "num-proc": 2}
         values |= {"heartbeat-timeout": 1.5, **{k.replace("_", "-"): v for k, v in settings.items()}}
         port = self.postgres.parameters("cluster")["port"]
         db = {"addr": f"127.0.0.1:{port}", "name": "cluster", "user": "manager", "password": self._password}
@@ -135,20 +135,23 @@ class Cluster:
 
     @contextlib.contextmanager
     def agent(self, command: Sequence[str] | None = None) -> Iterator[Service]:
-        """An agent of this machine, which the manager knows."""
+        """An agent of this machine, which joins as soon as a server is there."""
         data_dir = self.folder / "agent"
-        values = {"id": "i-one", "bind": "127.0.0.1:0", "data-dir": str(data_dir)}
-        values |= {"cluster-id": "default", "report-interval": 0.2, "cpu-overcommit": 4.0, "pool-size": 0}
+        values = {"id": "i-one", "bind": f"127.0.0.1:{free_port()}", "data-dir": str(data_dir)}
+        values |= {
+            "manager-url": self.endpoint,
+            "report-interval": 0.2,
+            "cpu-overcommit": 4.0,
+            "pool-size": 0,
+        }
         self.agent_config.write_text(f"[agent]\n{_toml(values)}")
+        token = self.installation.command("join-token", "--config", str(self.config))
+        assert token.returncode == 0, token.stderr
         arguments = ("agent", "--config", str(self.agent_config))
-        with Service(self.installation, self.folder, "agent", *arguments, command=command) as agent:
-            address = agent.hear("READY=1")["STATUS"].removeprefix("Serving at ")
-            # An operator's way to tell the manager of it is the agent's request to join.
-            self.sql(
-                "INSERT INTO agents"
-                " (id, addr, scaling_group, architecture, status, status_changed, first_contact)"
-                f" VALUES ('i-one', '{address}', 'default', '{os.uname().machine}', 'LOST', now(), now())"
-            )
+        environ = {"BACKENDAI_MGR_JOIN_TOKEN": token.stdout.strip()}
+        with Service(
+            self.installation, self.folder, "agent", *arguments, command=command, environ=environ
+        ) as agent:
             yield agent
         for pid in processes_of(data_dir):
             with contextlib.suppress(ProcessLookupError):
@@ -159,9 +162,8 @@ class Cluster:
         """``start-server``, ready."""
         arguments = ("start-server", "--config", str(self.config))
         with Service(self.installation, self.folder, "server", *arguments, **options) as server:
-            status = server.hear("READY=1")["STATUS"]
+            assert server.hear("READY=1")["STATUS"].startswith(f"127.0.0.1:{self.port} ")
             self._server = server.process.pid
-            self.endpoint = f"http://{status.partition(' ')[0]}"
             with self.http() as http:
                 wait_until(lambda: "i-one" in self.alive(), 30, "the agent is known to live")
                 assert http.client.get("/readyz").status_code == 200

@@ -81,16 +81,15 @@ def test_the_services_say_when_they_are_ready_and_when_they_stop(installation: I
         assert unit("backendai-mgr.service")["Service"]["Type"] == "notify"
         assert unit("backendai-mgr-agent.service")["Service"]["Type"] == "notify"
         with site.agent(command=command_line("backendai-mgr-agent.service", site.agent_config)) as agent:
-            with socket.create_server(("127.0.0.1", 0)) as listening:
-                port = listening.getsockname()[1]
+            with socket.create_server(("127.0.0.1", site.port)) as listening:
                 handed_over = str(listening.fileno())
                 command = [sys.executable, "-c", HAND_OVER, handed_over]
                 command += command_line("backendai-mgr.service", site.config)
                 with site.server(command=command, pass_fds=[listening.fileno()]) as server:
-                    assert site.endpoint.endswith(f":{port}")
+                    assert agent.hear("READY=1")["STATUS"].startswith("Serving at tcp://127.0.0.1:")
                     _reload_and_stop(site, server)
                 # The socket is systemd's, and stays.
-                with socket.create_connection(("127.0.0.1", port)):
+                with socket.create_connection(("127.0.0.1", site.port)):
                     pass
             assert agent.stop() == 0
 
