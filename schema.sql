@@ -1,11 +1,11 @@
--- The data model of backendai-mgr, version 2. PostgreSQL 14 or newer, no extensions.
+-- The data model of backendai-mgr, version 3. PostgreSQL 14 or newer, no extensions.
 --
 -- Conventions
 --   Names of constraints: pk_, uq_, ck_, fk_, ix_ + table + column or purpose.
 --   Slot columns are jsonb objects, slot name -> decimal amount as text ("2", "0.5", "Infinity").
 --   Timestamps are timestamptz; the application gives them, so that one clock decides within a transaction.
 --   Order of locks, the same everywhere, so that writers queue instead of deadlocking:
---     agent_leases, then sessions by id, then kernels, then agents by id, then images by name, then all
+--     join_tokens, agent_leases, then sessions by id, then kernels, then agents by id, then images by name, then all
 --     aliases at once, then the event log.
 
 CREATE TABLE schema_migrations (
@@ -13,7 +13,7 @@ CREATE TABLE schema_migrations (
     name       text        NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
 );
-INSERT INTO schema_migrations (version, name) VALUES (2, 'aliases that agents claim');
+INSERT INTO schema_migrations (version, name) VALUES (3, 'agents that join with a token');
 
 
 -- ------------------------------------------------------------------ wake-ups
@@ -212,6 +212,28 @@ CREATE TYPE agentstatus AS ENUM (
     'UNHEALTHY'     -- reports arrive, but it failed a check; a heartbeat does not end this
 );
 
+-- The managers' key pair on the agent link: one row, made by the first worker. Not a setting, since
+-- administrators read those.
+CREATE TABLE link_keys (
+    only_one   boolean     CONSTRAINT pk_link_keys PRIMARY KEY DEFAULT true
+        CONSTRAINT ck_link_keys_only_one CHECK (only_one),
+    public_key text        NOT NULL,                       -- Z85
+    secret_key text        NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- What lets agents join. The secret itself is nowhere.
+CREATE TABLE join_tokens (
+    id            text        CONSTRAINT pk_join_tokens PRIMARY KEY,
+    digest        text        NOT NULL,                    -- SHA-256 of the secret
+    scaling_group varchar(64) NOT NULL
+        CONSTRAINT fk_join_tokens_scaling_group_scaling_groups
+        REFERENCES scaling_groups (name) ON DELETE CASCADE,
+    uses          integer     NOT NULL CONSTRAINT ck_join_tokens_uses CHECK (uses >= 0),   -- that are left
+    created_at    timestamptz NOT NULL,
+    expires_at    timestamptz NOT NULL
+);
+
 CREATE TABLE agents (
     id              varchar(64)  COLLATE "C" CONSTRAINT pk_agents PRIMARY KEY,
     status          agentstatus  NOT NULL DEFAULT 'LOST',
@@ -231,8 +253,13 @@ CREATE TABLE agents (
     compute_plugins jsonb        NOT NULL DEFAULT '{}',
     missing         jsonb        NOT NULL DEFAULT '{}',    -- capability that isolation lacks -> reason
     boot            text,                                  -- changes with each start of the agent
-    report_digest   text         -- of the report stored last: an equal one need not be written again
+    report_digest   text,        -- of the report stored last: an equal one need not be written again
+    public_key      text,        -- of the link, Z85; null: in plain, on loopback only
+    joined_with     text         -- the token of its latest join, which it may repeat
+        CONSTRAINT fk_agents_joined_with_join_tokens REFERENCES join_tokens (id) ON DELETE SET NULL,
+    trouble         text         -- why the manager cannot talk to it, in a sentence; null: it reports, or is silent
 );
+CREATE UNIQUE INDEX uq_agents_public_key ON agents (public_key);
 CREATE INDEX ix_agents_scaling_group_status ON agents (scaling_group, status);
 
 -- The right of one worker to write what an agent reports. Writers of reports share-lock the row while they

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import trio
 
 from ..runtime.config import ConfigError, ListenAddress
+from ..runtime.curve import CurveServer
 from ..runtime.paths import PathRefused, check_traversable, socket_dir
 from . import capacity
 from .accounts import FIRST_UID, separate_accounts
@@ -16,6 +18,7 @@ from .backends.process import ProcessBackend
 from .config import AgentConfig
 from .enclosure import KernelLimits
 from .images import load_manifests, packaged_manifests
+from .membership import LinkPlan, Managers, is_loopback, is_new_token, load_membership, own_keys, plan_link
 from .registry import KernelRegistry, open_registry
 from .scratch import KernelStore
 from .server import serve_link
@@ -45,6 +48,8 @@ async def run_agent(
         sockets = socket_dir(data_dir)
     except PathRefused as error:
         raise ConfigError(f"{error}.") from error
+    link = await _plan(config, data_dir)
+    keys = None if link.is_plain else own_keys(data_dir)
     manifests = load_manifests(config.images_dir or packaged_manifests())
     store = KernelStore(data_dir, shared_with_kernels=separate_accounts())
     backend = await ProcessBackend.open(
@@ -52,15 +57,18 @@ async def run_agent(
         sockets=sockets,
         manifests=manifests,
         limits=KernelLimits(
-            network=config.network, processes=config.kernel_processes, run_output=config.run_output
+            network=config.network,
+            processes=config.kernel_processes,
+            run_output=config.run_output,
+            leash=config.leash,
         ),
         sandboxed=config.isolation != "none",
         pool_size=config.pool_size,
     )
     missing = backend.missing()
-    if "isolation" in missing and not config.is_loopback and not config.allow_unisolated:
+    if "isolation" in missing and not is_loopback(link.bind) and not config.allow_unisolated:
         raise ConfigError(
-            f"`agent.bind`: {config.bind} is reachable from other machines, but: {missing['isolation']}"
+            f"`agent.bind`: {link.bind} is reachable from other machines, but: {missing['isolation']}"
             " Set `agent.allow-unisolated` to accept that."
         )
     if "isolation" in missing and config.isolation == "required":
@@ -71,7 +79,7 @@ async def run_agent(
         capacity.measure(), cpu_overcommit=config.cpu_overcommit, reserved_mem=config.reserved_mem
     )
     # Kept and raised below: on its way out of the nurseries it would be wrapped in exception groups.
-    refused: OSError | None = None
+    refused: ConfigError | None = None
     async with (
         open_registry(
             store,
@@ -83,12 +91,22 @@ async def run_agent(
         ) as registry,
         trio.open_nursery() as nursery,
     ):
+        managers = Managers(None if link.membership is None else link.membership.manager_public_key)
         serve = partial(
-            serve_link, registry, bind=_endpoint(config.bind), report_interval=config.report_interval
+            serve_link,
+            registry,
+            bind=_endpoint(link.bind),
+            report_interval=config.report_interval,
+            curve=None if keys is None else CurveServer(secret_key=keys.secret, admits=managers.admits),
         )
         try:
             address = await nursery.start(serve)
+            if link.join and keys is not None:
+                joining = partial(_join, config, link, keys.public, data_dir, managers)
+                await _unless(joining, partial(_either, stop, end_kernels))
         except OSError as error:
+            refused = ConfigError(f"`agent.bind`: {error.strerror}.")
+        except ConfigError as error:
             refused = error
         else:
             task_status.started({"addr": address, "missing": dict(missing)})
@@ -97,7 +115,48 @@ async def run_agent(
                 await _end_all(registry)
         nursery.cancel_scope.cancel()
     if refused is not None:
-        raise ConfigError(f"`agent.bind`: {refused.strerror}.") from refused
+        raise refused
+
+
+async def _plan(config: AgentConfig, data_dir: Path) -> LinkPlan:
+    """How the link is to be served."""
+    known = load_membership(data_dir)
+    towards = None
+    if config.bind is None and config.manager_url and is_new_token(config, known):
+        from .joining import address_towards  # here and below: only who joins needs an HTTP client
+
+        towards = await address_towards(config.manager_url)
+    return plan_link(config, known, towards_manager=towards)
+
+
+async def _join(
+    config: AgentConfig, link: LinkPlan, public_key: str, data_dir: Path, managers: Managers
+) -> None:
+    """Join the cluster and admit its managers. By now the address is bound, so that no token is spent on one
+    that cannot be had."""
+    from .joining import join
+
+    membership = await join(config, link, public_key, data_dir)
+    managers.learn(membership.manager_public_key)
+
+
+async def _unless(work: Callable[[], Awaitable[None]], given_up: Callable[[], Awaitable[None]]) -> None:
+    """Do *work* to its end, or until *given_up* returns. A `ConfigError` of the work comes out as it is."""
+    failure: ConfigError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            await given_up()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        try:
+            await work()
+        except ConfigError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _end_all(registry: KernelRegistry) -> None:

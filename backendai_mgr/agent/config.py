@@ -1,4 +1,4 @@
-"""Settings of an agent: the ``[agent]`` table of its TOML file; ``conf/agent.toml`` is the sample."""
+"""Settings of an agent: ``agent.toml``, read once at start and frozen (keys: conf/agent.toml)."""
 
 import ipaddress
 import platform
@@ -6,10 +6,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import attrs
 
-from ..runtime.config import ByteSize, ListenAddress, Seconds, structure
+from ..domain.joining import is_local_host
+from ..runtime.config import ByteSize, HostPort, ListenAddress, Seconds
+from ..runtime.configfile import Schema, read
+from ..runtime.logging import LoggingConfig, logging_cautions, logging_contradictions
 from ..runtime.paths import default_data_dir
 
 _RESERVED_MEM = ByteSize(256 << 20)
@@ -17,6 +21,9 @@ _REPORT_INTERVAL = Seconds(3.0)
 _RUN_OUTPUT = ByteSize(64 << 20)
 _UPLOAD_SIZE = ByteSize(1 << 30)
 _NO_LIMIT = Seconds(0.0)
+_LEASH = Seconds(3600.0)
+#: Where the link listens unless it is told otherwise.
+DEFAULT_BIND = ListenAddress("127.0.0.1", 6001)
 _AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", re.ASCII)
 
 
@@ -38,17 +45,49 @@ def _between(least: float, most: float) -> Any:
     return validate
 
 
-def _address(value: str | ListenAddress) -> ListenAddress:
-    return value if isinstance(value, ListenAddress) else ListenAddress.parse(value)
+def _bind(value: str | ListenAddress | None) -> ListenAddress | None:
+    return ListenAddress.parse(value) if isinstance(value, str) else value
 
 
-def _numeric(_: Any, field: "attrs.Attribute[ListenAddress]", value: ListenAddress) -> None:
+def _advertised(value: str | HostPort | None) -> HostPort | None:
+    return HostPort.parse(value) if isinstance(value, str) else value
+
+
+def _numeric(_: Any, field: "attrs.Attribute[Any]", value: HostPort | None) -> None:
+    if value is None:
+        return
     try:
         ipaddress.ip_address(value.host)
     except ValueError:
         raise ValueError(
             f"{_key(field)} must be a numeric address of this machine, not {value.host!r}"
         ) from None
+
+
+def _one_machine(_: Any, field: "attrs.Attribute[Any]", value: HostPort | None) -> None:
+    if value is not None and is_any(value.host):
+        raise ValueError(f"{_key(field)} must be an address of one machine, not {value.host!r}")
+
+
+def is_any(host: str) -> bool:
+    """Whether a server that listens on *host* listens on all addresses of its machine."""
+    return ipaddress.ip_address(host).is_unspecified
+
+
+def _url(_: Any, field: "attrs.Attribute[str]", value: str) -> None:
+    if not value:
+        return
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        raise ValueError(f"{_key(field)} must be a URL such as https://HOST:8081, not {value!r}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{_key(field)} must be a URL such as https://HOST:8081, not {value!r}")
+    if parts.username is not None:
+        raise ValueError(f"{_key(field)} must not hold a name or a password")
+    if parts.scheme == "http" and not is_local_host(parts.hostname):
+        raise ValueError(f"{_key(field)} must begin with https:// unless the manager is on this machine")
 
 
 def _key(field: "attrs.Attribute[Any]") -> str:
@@ -66,15 +105,21 @@ class AgentConfig:
 
     #: Identity of the agent in the cluster; stays the same over restarts.
     id: str = attrs.field(factory=_own_id, validator=_agent_id)
-    #: Where the agent link listens; port 0 takes any free one. Text is parsed.
-    bind: ListenAddress = attrs.field(
-        default=ListenAddress("127.0.0.1", 6001), converter=_address, validator=_numeric
+    #: Where the agent link listens; port 0 takes any free one. Text is parsed. None: where it listened when
+    #: it joined, or the address that leads to the manager that it is to join, or else `DEFAULT_BIND`.
+    bind: ListenAddress | None = attrs.field(default=None, converter=_bind, validator=_numeric)
+    #: Where managers reach it, if that is not `bind`.
+    advertised_addr: HostPort | None = attrs.field(
+        default=None, converter=_advertised, validator=[_numeric, _one_machine]
     )
+    #: The manager whose cluster is joined; empty for none.
+    manager_url: str = attrs.field(default="", validator=_url)
+    #: What lets it join; not needed any more when it has joined.
+    join_token: str = attrs.field(default="", repr=False)
+    #: Certificates (PEM) that sign the manager's; None for those that the system trusts.
+    manager_ca: Path | None = attrs.field(default=None, validator=_absolute)
     #: Kernels, their output and what must survive a restart.
     data_dir: Path = attrs.field(factory=default_data_dir, validator=_absolute)
-    #: The cluster this agent belongs to; empty until it has joined one.
-    cluster_id: str = ""
-    scaling_group: str = "default"
     #: Between two reports to the manager; changes are reported at once.
     report_interval: Seconds = attrs.field(default=_REPORT_INTERVAL, validator=_between(0.05, 60))
     #: Processors offered for each one that the machine has.
@@ -85,6 +130,8 @@ class AgentConfig:
     upload_size: ByteSize = _UPLOAD_SIZE
     #: A session ends so long after its kernel was started; 0 for no limit.
     session_lifetime: Seconds = _NO_LIMIT
+    #: A kernel that no agent looks after for so long ends itself.
+    leash: Seconds = attrs.field(default=_LEASH, validator=_between(1, 30 * 86400))
     #: Folder of image manifests; None for those that come with the package.
     images_dir: Path | None = attrs.field(default=None, validator=_absolute)
     #: Kernels of each Python image that are kept ready; 0 for none.
@@ -101,21 +148,19 @@ class AgentConfig:
     run_timeout: Seconds = _NO_LIMIT
     #: Listen on an address that is not loopback even where kernels are not isolated.
     allow_unisolated: bool = False
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach `bind`."""
-        return ipaddress.ip_address(self.bind.host).is_loopback
+    logging: LoggingConfig = LoggingConfig()
 
 
-@attrs.frozen(kw_only=True)
-class _Document:
-    agent: AgentConfig = attrs.field(factory=AgentConfig)
+SCHEMA = Schema(
+    file_name="agent.toml",
+    main="agent",
+    cls=AgentConfig,
+    elsewhere=frozenset({"manager", "limits", "db", "local"}),
+    contradictions=lambda config: logging_contradictions(config.logging),
+    cautions=lambda config: logging_cautions(config.logging),
+)
 
 
 def parse_agent_config(document: Mapping[str, Any]) -> AgentConfig:
-    """The settings in a TOML *document*, whose only table is ``agent``; what it leaves out has its default.
-
-    Raises `ConfigError`, which names the key.
-    """
-    return structure(_Document, document).agent
+    """The settings in a parsed ``agent.toml`` alone; what it leaves out has its default. `ConfigError`."""
+    return read(SCHEMA, document).checked()

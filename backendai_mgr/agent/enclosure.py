@@ -17,11 +17,13 @@ from .sandbox import Sandbox, find_sandbox, rlimits, run_enclosed
 
 @attrs.frozen(kw_only=True)
 class KernelLimits:
-    """What all kernels of an agent have in common. Sizes in bytes; ``processes`` counts threads too."""
+    """What all kernels of an agent have in common. Sizes in bytes; ``processes`` counts threads too; after
+    ``leash`` seconds without an agent a kernel ends."""
 
     network: bool = False
     processes: int = 512
     run_output: int = 64 << 20
+    leash: float = 3600.0
 
 
 @attrs.frozen(kw_only=True)

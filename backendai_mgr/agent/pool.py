@@ -1,8 +1,8 @@
 """Shims that are ready before anybody asks: a start takes one and need not wait for an interpreter.
 
-The pool is bounded per image, and refilled one at a time, only while no start is under way. A member is a
-task: as long as nobody has taken it, the task is connected to it, so that it is known to live, and ends it
-when the pool is left.
+The pool is bounded per image, and refilled one at a time. Each refill lets the starts that are under way go
+first, but not for ever: `idle` says how long. A member is a task: as long as nobody has taken it, the task is
+connected to it, so that it is known to live, and ends it when the pool is left.
 """
 
 import logging
@@ -99,7 +99,8 @@ class Pool:
         idle: Callable[[], Awaitable[None]],
     ) -> None:
         """*size* members are kept for each image. *make* starts one (`StartFailed`), *discard* ends one and
-        leaves nothing of it; *idle* returns when nothing is more urgent than to refill."""
+        leaves nothing of it; *idle* returns when nothing is more urgent than to refill, or has been for long
+        enough."""
         self._size = size
         self._make = make
         self._discard = discard

@@ -19,6 +19,7 @@ import trio
 from ..domain.ids import is_run_id
 from ..domain.slots import Slots
 from ..runtime.supervise import supervise
+from ..shim.failpoint import failpoint
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import AgentRefusal, KernelSpec, RunSpec, RunStatus, Started
 from . import capacity
@@ -107,6 +108,7 @@ class KernelRegistry:
         except OSError as error:  # it is reported, and acknowledged, again
             log.error("the end of kernel %s cannot be recorded: %s", kernel, error)
         else:
+            failpoint("destroy.after_retire")
             kernel.acknowledge()
 
     # -- kernels
@@ -136,13 +138,17 @@ class KernelRegistry:
             await kernel.ending.wait()
 
     async def end_all(self, reason: str) -> None:
-        """End all kernels; returns when neither they nor their shims live. Their ends stay to be reported."""
+        """End all kernels; returns when neither they nor their shims live, and nothing is left of those whose
+        end was acknowledged. The ends of others stay to be reported."""
         kernels = list(self._kernels.values())
         for kernel in kernels:
             kernel.ask_end(reason)
             kernel.dismiss()
         for kernel in kernels:
             await kernel.over.wait()
+        for kernel in kernels:
+            if not kernel.reported:
+                await kernel.gone.wait()
 
     def _admit(self, spec: KernelSpec) -> Kernel:
         old = self._kernels.get(spec.kernel_id)
@@ -162,6 +168,7 @@ class KernelRegistry:
             if predecessor is not None:
                 predecessor.supersede()
                 await predecessor.gone.wait()
+                failpoint("restart.after_gone")
             return await self._backend.start(spec)
 
         # No change to be told at once: nobody waits for a kernel that starts, and the report that it runs
@@ -198,10 +205,12 @@ class KernelRegistry:
         """A kernel's task: its life, and then its removal."""
         await live()
         if not kernel.superseded:
+            failpoint("destroy.before_remove")
             try:
                 await trio.to_thread.run_sync(self._store.remove, kernel.scratch, abandon_on_cancel=True)
             except OSError as error:
                 log.error("what kernel %s left cannot be removed: %s", kernel, error)
+            failpoint("destroy.after_remove")
             if not kernel.superseded:  # meanwhile
                 self._backend.release(kernel.spec.kernel_id)
         if self._kernels.get(kernel.spec.kernel_id) is kernel:

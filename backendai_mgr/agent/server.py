@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import trio
 
+from ..runtime.curve import CurveServer
 from ..runtime.loglimit import LogLimit
 from ..runtime.zmqsocket import PeerGone, Router, open_context
 from ..wire import callosum, link
@@ -26,6 +27,7 @@ async def serve_link(
     bind: str,
     report_interval: float,
     peer_timeout: float = 60.0,
+    curve: CurveServer | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve *handler* on *bind* (``tcp://host:port``, port ``*`` for any) until cancelled.
@@ -36,7 +38,7 @@ async def serve_link(
     """
     async with (
         open_context() as context,
-        context.router(bind) as router,
+        context.router(bind, curve=curve) as router,
         trio.open_nursery() as nursery,
     ):
         fence = Fence()
@@ -44,9 +46,20 @@ async def serve_link(
         calls = Calls(handler, fence, router.send, nursery)
         streams = Streams(handler, router.send, nursery, peer_timeout=peer_timeout)
         nursery.start_soon(reports.run)
+        nursery.start_soon(_log_refusals, router)
         task_status.started(router.endpoint)
         log.info("the agent listens on %s", router.endpoint)
         await _Dispatcher(router, calls, reports, streams).run()
+
+
+async def _log_refusals(router: Router) -> None:
+    """Tell of peers that do not come in, each cause once in a while."""
+    complaints = LogLimit()
+    while True:
+        reason = await router.refused()
+        held = complaints.admit(reason, trio.current_time())
+        if held is not None:
+            log.warning("refused somebody who is no manager of ours: %s (%d more before)", reason, held)
 
 
 class _Dispatcher:

@@ -2,24 +2,31 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import trio
 
+from ..runtime.curve import CurveClient
 from ..runtime.loglimit import LogLimit
-from ..runtime.zmqsocket import Context, Dealer
+from ..runtime.supervise import Backoff
+from ..runtime.zmqsocket import Context, Dealer, HandshakeFailed
 from ..wire import callosum, link
 from ..wire.callosum import AgentError, FrameError, Kind, Message
 from ..wire.rpc import AgentRefusal, AgentUnreachable
 from .feed import Feeds
+from .keys import NotDialled
 from .streams import Streams
 
 log = logging.getLogger(__name__)
 
-#: Seconds until an address that could not even be dialled is tried again.
+#: An address that refused us, or could not even be dialled, is tried again after so many seconds, at first
+#: and at most.
+_FIRST_REDIAL = 0.2
 _REDIAL = 5.0
+#: For an agent that has been away for longer than a restart takes a call waits so long: a few dials.
+_AWAY_PATIENCE = 2.0
 _PING = (callosum.PING, b"", b"")
 
 
@@ -36,17 +43,32 @@ class _Pending:
 class Connection:
     """Runs as a task of its owner (`run`); everything else may be called from any task, also after its end.
 
-    ``interval`` is the agents' report interval, ``silence`` how long a stream's reader waits for a sign of
-    life; both in seconds.
+    ``keys`` is asked at each dialling and may raise `NotDialled`. ``interval`` is the agents' report
+    interval, ``silence`` how long a stream's reader waits for a sign of life, ``restart`` how long an agent
+    may take to come back; all in seconds.
     """
 
-    def __init__(self, addr: str, *, interval: float, silence: float) -> None:
+    def __init__(
+        self,
+        addr: str,
+        *,
+        keys: Callable[[], Awaitable[CurveClient | None]],
+        interval: float,
+        silence: float,
+        restart: float,
+    ) -> None:
         self.addr = addr
         self.last_heard = -math.inf
+        #: Why there is no connection, where more is known than that nobody answers.
+        self.trouble: str | None = None
+        self._keys = keys
         self.streams = Streams(self._try_send)
         self.feeds = Feeds(self._try_send, interval=interval)
         self._interval = interval
         self.silence = silence
+        self._restart = restart
+        #: Since when nothing answers at the address.
+        self._away_since = trio.current_time()
         self._dealer: Dealer | None = None
         self._pending: dict[callosum.Key, _Pending] = {}
         self._seq = 0
@@ -61,32 +83,55 @@ class Connection:
     # ------------------------------------------------------------ life
 
     async def run(self, context: Context) -> None:
-        """Serve the connection until it is retired or cancelled; re-dialling is the socket's work."""
+        """Serve the connection until it is retired or cancelled.
+
+        Where nobody answers libzmq dials on; whoever refused us is dialled anew, for keys may have changed.
+        """
+        backoff = Backoff(first=_FIRST_REDIAL, longest=_REDIAL)
         try:
             with self._scope:
                 while True:
-                    try:
-                        await self._serve(context)
-                    except OSError as error:  # not an address, or no socket left
-                        log.warning("agent at %s: %s", self.addr, error)
-                        self._give_up(str(error))
-                        await trio.sleep(_REDIAL)
-                        self._trouble, self._ready = None, trio.Event()
+                    began = trio.current_time()
+                    self.trouble = await self._serve(context)
+                    held = self._complaints.admit(self.trouble, trio.current_time())
+                    if held is not None:
+                        log.warning("agent at %s: %s (%d more before)", self.addr, self.trouble, held)
+                    self._give_up(self.trouble)
+                    if self._ready.is_set():
+                        self._away_since = trio.current_time()
+                    await trio.sleep(backoff.after(trio.current_time() - began))
+                    self._trouble, self._ready = None, trio.Event()
         finally:
             self.ended = True
             self._give_up("the link is closed")
             self.feeds.abort(self._unreachable)
 
-    async def _serve(self, context: Context) -> None:
-        async with context.dealer(self.addr) as dealer, trio.open_nursery() as nursery:
-            self._dealer = dealer
-            try:
-                nursery.start_soon(self._keep_alive)
-                nursery.start_soon(self._watch_breaks, dealer)
-                await dealer.send(_PING)
-                await self._receive(dealer)
-            finally:
-                self._dealer = None
+    async def _serve(self, context: Context) -> str:
+        """One socket's life; returns, with the reason, when it serves no longer."""
+        refusal = ""
+        try:
+            curve = await self._keys()
+            async with context.dealer(self.addr, curve=curve) as dealer, trio.open_nursery() as nursery:
+                self._dealer = dealer
+
+                async def watch() -> None:
+                    nonlocal refusal
+                    try:
+                        await self._watch_breaks(dealer, nursery)
+                    except HandshakeFailed as error:
+                        refusal = f"no connection comes about: {error}"
+                        nursery.cancel_scope.cancel()
+
+                try:
+                    nursery.start_soon(self._keep_alive)
+                    nursery.start_soon(watch)
+                    await dealer.send(_PING)
+                    await self._receive(dealer)
+                finally:
+                    self._dealer = None
+        except (OSError, NotDialled) as error:  # not an address, no socket left, no key
+            return str(error)
+        return refusal
 
     def _give_up(self, trouble: str) -> None:
         """Let everybody who waits for the agent know that it is in vain. Feeds may wait: it may come."""
@@ -123,7 +168,12 @@ class Connection:
     # ------------------------------------------------------------ calls
 
     async def ready(self, *, timeout: float) -> None:
-        """Wait until the agent has answered a PING; `AgentUnreachable` when it does not in time."""
+        """Wait until the agent has answered a PING; `AgentUnreachable` when it does not in time.
+
+        One that has been away for too long gets less time than *timeout* seconds.
+        """
+        back_by = self._away_since + self._restart - trio.current_time()
+        timeout = min(timeout, max(back_by, _AWAY_PATIENCE))
         with trio.move_on_after(timeout) as scope:
             await self._ready.wait()
         if scope.cancelled_caught:
@@ -195,7 +245,7 @@ class Connection:
             self.feeds.tick(now)
             self.streams.tick(now, heard=self.last_heard, silence=self.silence, lost=self._unreachable)
 
-    async def _watch_breaks(self, dealer: Dealer) -> None:
+    async def _watch_breaks(self, dealer: Dealer, nursery: trio.Nursery) -> None:
         """Let the calls under way fail as soon as the connection breaks: the agent died, or answers in vain.
 
         That needs no word of a new boot, which a worker without a feed would not get. The next connection is
@@ -206,8 +256,10 @@ class Connection:
             for pending in self._pending.values():
                 if pending.sent:
                     pending.done.set()
+            if self._ready.is_set():
+                self._ready, self._away_since = trio.Event(), trio.current_time()
             self.feeds.on_break()
-            await dealer.send(_PING)
+            nursery.start_soon(dealer.send, _PING)  # waits for that connection, which may be refused
 
     async def _receive(self, dealer: Dealer) -> None:
         while True:
@@ -223,6 +275,7 @@ class Connection:
     def _dispatch(self, frames: Sequence[bytes]) -> None:
         match frames:
             case [callosum.PONG, _, _]:
+                self.trouble = None
                 self._ready.set()
                 self.feeds.on_pong()
             case [callosum.UPPER, *_]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import trio
@@ -17,23 +18,38 @@ from ..wire.reports import KernelReport, Report
 from ..wire.rpc import KernelSpec, Output, RunSpec, RunStatus, Started
 from .connection import Connection
 from .feed import Feed
+from .keys import LinkKeys
 
 T = TypeVar("T")
 
 
 @asynccontextmanager
 async def open_links(
-    *, report_interval: float = 3.0, silence: float = 15.0, max_agents: int = 4000
+    *,
+    keys: LinkKeys | None = None,
+    report_interval: float = 3.0,
+    silence: float = 15.0,
+    restart: float = 10.0,
+    max_agents: int = 4000,
 ) -> AsyncIterator["AgentLinks"]:
     """The links of one worker, all closed at the end; calls that are still under way are `AgentUnreachable`.
 
-    *report_interval* is the agents' (seconds): after two without a report a feed subscribes again. A stream's
-    reader waits *silence* seconds for any sign of life. Errors of the body leave in an exception group.
+    Without *keys* only agents on loopback are spoken to, in plain. *report_interval* is the agents'
+    (seconds): after two without a report a feed subscribes again. A stream's reader waits *silence* seconds
+    for any sign of life. Calls wait for an agent that is away until *restart* seconds of that have passed,
+    and then no longer than a moment. Errors of the body leave in an exception group.
     """
     sockets = SOCKETS_OF_DEALER * max_agents
     async with open_context(max_sockets=sockets) as context, trio.open_nursery() as nursery:
         try:
-            yield AgentLinks(context, nursery, report_interval=report_interval, silence=silence)
+            yield AgentLinks(
+                context,
+                nursery,
+                keys or LinkKeys(),
+                report_interval=report_interval,
+                silence=silence,
+                restart=restart,
+            )
         finally:
             nursery.cancel_scope.cancel()
 
@@ -42,12 +58,21 @@ class AgentLinks:
     """The connections, by agent and address. Made by `open_links`."""
 
     def __init__(
-        self, context: Context, nursery: trio.Nursery, *, report_interval: float, silence: float
+        self,
+        context: Context,
+        nursery: trio.Nursery,
+        keys: LinkKeys,
+        *,
+        report_interval: float,
+        silence: float,
+        restart: float,
     ) -> None:
         self._context = context
         self._nursery = nursery
+        self._keys = keys
         self._interval = report_interval
         self._silence = silence
+        self._restart = restart
         self._connections: dict[tuple[AgentId, str], Connection] = {}
 
     def link(self, agent_id: AgentId, addr: str) -> "Link":
@@ -66,7 +91,13 @@ class AgentLinks:
         """The connection, dialled if need be."""
         connection = self.known(agent_id, addr)
         if connection is None:
-            connection = Connection(addr, interval=self._interval, silence=self._silence)
+            connection = Connection(
+                addr,
+                keys=partial(self._keys.towards, agent_id, addr),
+                interval=self._interval,
+                silence=self._silence,
+                restart=self._restart,
+            )
             self._connections[agent_id, addr] = connection
             self._nursery.start_soon(self._run, (agent_id, addr), connection)
         connection.revive()
@@ -97,6 +128,12 @@ class Link:
         """Trio time of the newest frame of any kind from the agent (-inf: none yet)."""
         connection = self._links.known(self._agent_id, self._addr)
         return -math.inf if connection is None else connection.last_heard
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the agent is not connected, where more is known than that it is silent."""
+        connection = self._links.known(self._agent_id, self._addr)
+        return None if connection is None else connection.trouble
 
     # ------------------------------------------------------------ kernels
 

@@ -1,18 +1,20 @@
 """The HTTP interface as one ASGI application."""
 
 import logging
+from contextlib import suppress
 from typing import Any, cast
 
 import trio
 from quart import Response, has_websocket_context
 from quart_trio import QuartTrio
 from werkzeug.exceptions import MethodNotAllowed
-from werkzeug.routing import MapAdapter
+from werkzeug.routing import MapAdapter, PathConverter
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from ..domain.errors import InvalidParameters
 from . import (
     accounts,
+    agents,
     execute,
     files,
     legacy_files,
@@ -29,7 +31,7 @@ from .decoding import INVALID, clean_text
 from .front import ROUTE, Application, Front
 from .metrics import Metrics, PoolMetrics
 from .problems import problem_of
-from .sockets import INTERNAL_ERROR, POLICY, Socket, SocketConnection, current_socket
+from .sockets import INTERNAL_ERROR, POLICY, PeerLeft, Socket, SocketConnection, current_socket
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ BLUEPRINTS = (
     legacy_files.blueprint,
     legacy_stream.blueprint,
     operations.blueprint,
+    agents.blueprint,
 )
 
 
@@ -53,7 +56,7 @@ def create_app(services: ApiServices, limits: Limits | None = None) -> Applicati
     """The ASGI application that serves the use cases of *services*."""
     limits = limits or Limits()
     metrics = Metrics(services.registry)
-    services.registry.register(PoolMetrics(services.health.reports))
+    services.health.on_report(PoolMetrics(services.registry).note)
     app = Api(services, limits, metrics)
     return Front(cast(Application, app), metrics, limits)
 
@@ -73,6 +76,7 @@ class Api(QuartTrio):
         self.config["RESPONSE_TIMEOUT"] = None  # the server bounds each write
         self.url_map.merge_slashes = False
         self.url_map.redirect_defaults = False
+        self.url_map.converters = {**self.url_map.converters, "path": _AnyPath}
         self.extensions[EXTENSION] = Installed(services, limits, metrics)
         self.before_request(_before)
         self.before_websocket(_before)
@@ -96,12 +100,19 @@ class Api(QuartTrio):
         problem = problem_of(error, current_message().path)
         if has_websocket_context() and (socket := current_socket()).connection.accepted:
             code = INTERNAL_ERROR if problem.status >= 500 else POLICY
-            await socket.close_now(code, problem.msg or problem.title)
+            with suppress(PeerLeft):
+                await socket.close_now(code, problem.msg or problem.title)
             return None
         return problem.response()
 
     def log_exception(self, exception_info: Any) -> None:
         log.error("unexpected error outside of a handler", exc_info=exception_info)
+
+
+class _AnyPath(PathConverter):
+    """A path that may have line feeds in it, as names of files may."""
+
+    regex = f"(?s:{PathConverter.regex})"
 
 
 async def _before() -> Response | None:

@@ -15,6 +15,7 @@ from ..runtime.config import ByteSize, Seconds
 from ..services.accounts import KeyCache
 from ..services.files import FileService
 from ..services.health import Health
+from ..services.joining import JoinService
 from ..services.runs import RunService
 from ..services.sessions import SessionService
 from .metrics import Metrics
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from quart.wrappers.base import BaseRequestWebsocket
 
 MIB = 1 << 20
+#: Most bytes of the headers of a file in a multipart upload.
+PART_HEAD_BYTES = 8192
 
 #: Member of a scope's ``state``: the server's connection that a request or websocket came over, if it tells.
 TRANSPORT = "backendai.transport"
@@ -39,6 +42,7 @@ class ApiServices:
     sessions: SessionService
     runs: RunService
     files: FileService
+    joining: JoinService
     health: Health
     registry: CollectorRegistry
     now: Callable[[], datetime]
@@ -99,7 +103,7 @@ class Limits:
     @property
     def multipart_bytes(self) -> int:
         """The body of a multipart upload, with room for what is around the files."""
-        return self.upload_files * (self.upload_file_bytes + 8192) + 65536
+        return self.upload_files * (self.upload_file_bytes + PART_HEAD_BYTES) + 65536
 
 
 @attrs.frozen

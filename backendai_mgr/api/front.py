@@ -139,7 +139,8 @@ class _Exchange:
 
     def _headers(self, message: Message) -> list[tuple[bytes, bytes]]:
         headers = [*COMMON_HEADERS, (b"x-request-id", self.id.encode())]
-        if self._unfinished and self.scope["http_version"].startswith("1"):
+        refused_upgrade = message["type"] == "websocket.http.response.start"  # no request can follow it
+        if (self._unfinished or refused_upgrade) and self.scope["http_version"].startswith("1"):
             headers.append((b"connection", b"close"))
         if self._preflight is not None and self.status == 200:
             allow = next((value for name, value in message["headers"] if name.lower() == b"allow"), b"*")

@@ -14,7 +14,7 @@ from ..domain.errors import BadRequest, InvalidParameters, NotFound
 from ..domain.requests import invalid
 from .auth import authenticated
 from .body import legacy_parameters, raw_body, reply
-from .context import admit_work, limits, services
+from .context import PART_HEAD_BYTES, admit_work, limits, services
 from .decoding import LEGACY, decode, load_object
 from .files import OCTETS, content_reply
 from .models.files import Download, DownloadSingle, ListFiles, ReadLogs, legacy_listing
@@ -124,6 +124,8 @@ def parse_files(body: bytes, boundary: str, *, most: int, largest: int) -> list[
                 case File():
                     if len(files) == most:
                         raise InvalidParameters("Too many files", {"body": f"more than {most} files"})
+                    if sum(len(name) + len(value) for name, value in event.headers) > PART_HEAD_BYTES:
+                        raise invalid("body", f"has a file with headers of more than {PART_HEAD_BYTES} bytes")
                     files.append((_path(event), bytearray()))
                 case Field():
                     raise invalid(event.name or "body", "is not a file")

@@ -1,12 +1,20 @@
-"""Counters of the HTTP interface. Labels are routes, not paths, so their number is bounded."""
+"""Figures: counters of the HTTP interface, and what agents report of their pools.
 
-from collections.abc import Callable, Iterable, Mapping
+Labels are routes, not paths, so their number is bounded. Where several workers serve one address a scrape
+reaches one of them, which tells the figures of all: they share them through files (prometheus_client's
+multiprocess mode). So every figure is a Counter, a Histogram, or a Gauge with a ``multiprocess_mode``;
+collectors of other kinds would tell of one worker only.
+"""
+
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from ..domain.ids import AgentId
 from ..wire.reports import Report
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -33,7 +41,11 @@ class Metrics:
         )
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         self._sockets = Gauge(
-            "backendai_websockets_open", "Websockets that are open.", ["route"], registry=registry
+            "backendai_websockets_open",
+            "Websockets that are open.",
+            ["route"],
+            registry=registry,
+            multiprocess_mode="livesum",
         )
 
     def request(self, route: str, method: str, status: int | None, seconds: float | None) -> None:
@@ -54,25 +66,64 @@ class Metrics:
         return self._sockets.labels(route).track_inprogress()
 
 
-class PoolMetrics(Collector):
-    """What agents report of the kernels that they keep ready; asked for at each scrape."""
+#: What agents count themselves. It is kept as it was told, in gauges, and shown as the counters that it is.
+_COUNTED = {
+    "hits": ("backendai_pool_hits_total", "Starts that found a ready kernel."),
+    "misses": ("backendai_pool_misses_total", "Starts that found none."),
+}
+_POOL = {
+    "ready": ("backendai_pool_ready", "Kernels that are ready."),
+    "size": ("backendai_pool_size", "Kernels that are to be ready."),
+    "refill_seconds": ("backendai_pool_refill_seconds", "Time that making the latest one took."),
+    **_COUNTED,
+}
 
-    def __init__(self, reports: Callable[[], Mapping[str, Report]]) -> None:
-        self._reports = reports
+
+class PoolMetrics:
+    """What agents report of the kernels that they keep ready.
+
+    An agent reports to one worker at a time, whose word counts as the newest until another takes over.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ["agent", "image"]
+        self._gauges = {
+            key: Gauge(name, text, labels, registry=registry, multiprocess_mode="livemostrecent")
+            for key, (name, text) in _POOL.items()
+        }
+        #: Epoch and numbers that were noted last. They change rarely, and reports are many.
+        self._noted: dict[AgentId, tuple[int, Mapping[str, Any]]] = {}
+
+    def note(self, agent_id: AgentId, epoch: int, report: Report) -> None:
+        """Take over what is new in a report, or all of it when it is the first under this epoch."""
+        pool = report.stats.get("pool", {})
+        known_epoch, known = self._noted.get(agent_id, (epoch, {}))
+        if (known_epoch, known) == (epoch, pool):
+            return
+        self._noted[agent_id] = (epoch, pool)
+        for image in known.keys() | pool.keys():
+            numbers = pool.get(image, {"ready": 0, "size": 0})
+            for key, gauge in self._gauges.items():
+                if key in numbers:
+                    gauge.labels(agent_id, image).set(float(numbers[key]))
+
+
+def exposition(registry: CollectorRegistry) -> bytes:
+    """The registry in Prometheus's text format; with what other workers share it with, if there are any."""
+    if values.ValueClass._multiprocess:
+        return generate_latest(_Figures(MultiProcessCollector(None)))  # type: ignore[no-untyped-call]
+    return generate_latest(_Figures(registry))
+
+
+class _Figures(Collector):
+    """Those of a registry or of all workers, with the types that they have."""
+
+    def __init__(self, source: Collector) -> None:
+        self._source = source
 
     def collect(self) -> Iterable[Metric]:
-        labels = ["agent", "image"]
-        ready = GaugeMetricFamily("backendai_pool_ready", "Kernels that are ready.", labels=labels)
-        size = GaugeMetricFamily("backendai_pool_size", "Kernels that are to be ready.", labels=labels)
-        hits = CounterMetricFamily("backendai_pool_hits", "Starts that found one.", labels=labels)
-        misses = CounterMetricFamily("backendai_pool_misses", "Starts that found none.", labels=labels)
-        refill = GaugeMetricFamily(
-            "backendai_pool_refill_seconds", "Time that making the latest one took.", labels=labels
-        )
-        families: dict[str, GaugeMetricFamily | CounterMetricFamily]
-        families = {"ready": ready, "size": size, "hits": hits, "misses": misses, "refill_seconds": refill}
-        for agent, report in self._reports().items():
-            for image, numbers in report.stats.get("pool", {}).items():
-                for name, family in families.items():
-                    family.add_metric([agent, image], float(numbers.get(name, 0)))
-        return families.values()
+        counters = {name for name, _ in _COUNTED.values()}
+        for metric in self._source.collect():
+            if metric.name in counters:
+                metric.name, metric.type = metric.name.removesuffix("_total"), "counter"
+            yield metric

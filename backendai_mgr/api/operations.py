@@ -1,11 +1,13 @@
 """For operators: liveness, readiness, metrics. Public, and free of secrets."""
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+import trio
+from prometheus_client import CONTENT_TYPE_LATEST
 from quart import Blueprint, Response, request
 
 from ..domain.errors import Unavailable
 from .body import reply
 from .context import services
+from .metrics import exposition
 
 blueprint = Blueprint("operations", __name__)
 
@@ -28,5 +30,7 @@ async def ready() -> Response:
 
 @blueprint.get("/metrics")
 async def metrics() -> Response:
-    """The registry in Prometheus's text format."""
-    return Response(generate_latest(services().registry), content_type=CONTENT_TYPE_LATEST)
+    """Figures of this server, all of its workers, in Prometheus's text format."""
+    # With many agents it takes a while; other requests go on meanwhile.
+    text = await trio.to_thread.run_sync(exposition, services().registry)
+    return Response(text, content_type=CONTENT_TYPE_LATEST)

@@ -101,6 +101,7 @@ _OF_PROTOCOL: Mapping[int, str] = {
     431: "The request's line and headers are too long.",
     501: "The request uses a part of HTTP that is not spoken here.",
     503: "Too many clients are connected.",
+    505: "The request's version of HTTP is not spoken here.",
 }
 
 
@@ -110,6 +111,15 @@ def protocol_problem(status: int) -> Problem:
     kind, title = UNAVAILABLE if status == 503 else BAD_REQUEST
     headers = {"Retry-After": "1"} if status == 503 else {}
     return Problem(status=status, type=kind, title=title, msg=_OF_PROTOCOL[status], headers=headers)
+
+
+def handshake_problem(status: int) -> Problem:
+    """The problem of a websocket that cannot be opened: 500 for a fault of ours, else 400."""
+    if status == 500:
+        return INTERNAL
+    message = "The websocket's handshake is wrong: there has to be a key, and the version is 13."
+    headers = {"Sec-WebSocket-Version": "13"}
+    return Problem(status=400, type=BAD_REQUEST[0], title=BAD_REQUEST[1], msg=message, headers=headers)
 
 
 def problem_of(error: BaseException, path: str = "") -> Problem:

@@ -12,16 +12,20 @@ from ..api.app import ApiServices
 from ..db.accounts import PgAccounts
 from ..db.agents import PgAgents
 from ..db.events import PgEvents
+from ..db.joining import PgJoining
 from ..db.pool import Database
 from ..db.scheduling import PgScheduling
 from ..db.sessions import PgSessions
+from ..db.turns import PgTurns
 from ..domain.ids import AgentId
 from ..services.accounts import KeyCache
-from ..services.agents import AgentKeeper, KeeperConfig
+from ..services.agents import AgentKeeper
+from ..services.agentwatch import KeeperConfig
 from ..services.directory import Directory
 from ..services.files import FileService
 from ..services.health import Health
 from ..services.hub import Hub, Wake
+from ..services.joining import JoinService
 from ..services.reaper import Reaper
 from ..services.runs import RunService
 from ..services.scheduler import Scheduler
@@ -42,6 +46,7 @@ class Manager:
     scheduler: Scheduler
     starter: Starter
     reaper: Reaper
+    turns: PgTurns
 
 
 def utc_now() -> datetime:
@@ -50,9 +55,14 @@ def utc_now() -> datetime:
 
 
 def build(
-    config: ManagerConfig, database: Database, links: AgentLinks, *, now: Callable[[], datetime] = utc_now
+    config: ManagerConfig,
+    database: Database,
+    links: AgentLinks,
+    *,
+    public_key: str,
+    now: Callable[[], datetime] = utc_now,
 ) -> Manager:
-    """Join adapters, services and the HTTP surface of one worker."""
+    """Join adapters, services and the HTTP surface of one worker. Agents that join learn *public_key*."""
     sessions, scheduling = PgSessions(database), PgScheduling(database)
     hub = Hub(PgEvents(database))
     keys = KeyCache(PgAccounts(database), refused=() if config.on_loopback else EXAMPLE_KEYS)
@@ -87,6 +97,9 @@ def build(
             sessions=SessionService(sessions, keys, hub, architecture=platform.machine(), now=now),
             runs=RunService(directory, links),
             files=FileService(directory, sessions, keys, links),
+            joining=JoinService(
+                PgJoining(database), cluster_id=config.cluster_id, public_key=public_key, now=now
+            ),
             health=health,
             now=now,
             registry=CollectorRegistry(),
@@ -99,5 +112,6 @@ def build(
         starter=Starter(
             scheduling, sessions, links, cluster_id=config.cluster_id, now=now, scheduled=scheduled
         ),
+        turns=PgTurns(database),
         reaper=Reaper(scheduling, sessions, lost_timeout=config.lost_timeout, now=now),
     )

@@ -2,25 +2,25 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from ..api.context import Limits
-from ..runtime.config import (
-    ConfigError,
-    HostPort,
-    ListenAddress,
-    Seconds,
-    find_config,
-    load_toml,
-    structure,
-)
-from ..runtime.logging import LoggingConfig
+from ..runtime.config import HostPort, ListenAddress, Problem, Seconds
+from ..runtime.configfile import Reading, Schema, read, read_file
+from ..runtime.logging import LoggingConfig, logging_cautions, logging_contradictions
+from . import foreign
 
 FILE_NAME = "manager.toml"
+DEFAULT_ADDR = ListenAddress("127.0.0.1", 8081)
+
+MOST_WORKERS = 1024
+#: Connections of one worker's pool, at least and at most.
+SMALLEST_POOL, LARGEST_POOL = 2, 16
 
 #: Published with the example fixture, so worthless as secrets: they count on loopback only.
 EXAMPLE_KEYS = (
@@ -29,6 +29,10 @@ EXAMPLE_KEYS = (
     "AKIANABBDUSEREXAMPLE",
     "AKIANAMONITOREXAMPLE",
 )
+
+
+def _default_id() -> str:
+    return f"i-{socket.gethostname() or os.uname().nodename}"
 
 
 @attrs.frozen(kw_only=True)
@@ -40,6 +44,8 @@ class DatabaseConfig:
     name: str = "backend"
     user: str = "postgres"
     password: str = attrs.field(default="", repr=False)
+    #: The most that the workers of a server open together, beside two for each.
+    connections: int = 64
 
     @property
     def host(self) -> str:
@@ -81,11 +87,15 @@ class ManagerConfig:
     """The whole configuration of one manager worker. Durations in seconds."""
 
     #: Names this worker in leases and logs.
-    id: str
+    id: str = attrs.field(factory=_default_id)
     #: Kernels carry it; an agent's kernels with another cluster's id are left alone.
     cluster_id: str = "default"
     #: Where the HTTP API listens; port 0 takes any free one.
-    service_addr: ListenAddress = ListenAddress("127.0.0.1", 8081)
+    service_addr: ListenAddress = DEFAULT_ADDR
+    #: Workers that `start-server` runs: as many as there are processors, unless told otherwise.
+    num_proc: int = attrs.field(factory=lambda: min(len(os.sched_getaffinity(0)), MOST_WORKERS))
+    #: `start-server` keeps its process id there.
+    pid_file: Path | None = None
     #: Silence after which an agent is LOST.
     heartbeat_timeout: Seconds = Seconds(10.0)
     #: Sessions on an agent that stays LOST for so long have ended.
@@ -104,6 +114,11 @@ class ManagerConfig:
     local: LocalConfig | None = None
 
     @property
+    def pool_size(self) -> int:
+        """One worker's share of the connections to the database."""
+        return max(SMALLEST_POOL, min(LARGEST_POOL, self.db.connections // self.num_proc))
+
+    @property
     def tls(self) -> tuple[Path, Path] | None:
         """The files of certificate and key, None without TLS."""
         if not self.ssl_enabled or self.ssl_cert is None or self.ssl_privkey is None:
@@ -117,48 +132,56 @@ class ManagerConfig:
         return host == "localhost" or host == "::1" or host.startswith("127.")
 
 
-_TABLES = {"limits": Limits, "db": DatabaseConfig, "logging": LoggingConfig, "local": LocalConfig}
+def _contradictions(config: ManagerConfig) -> Iterator[Problem]:
+    if not 1 <= config.num_proc <= MOST_WORKERS:
+        yield Problem(("manager", "num-proc"), f": 1 to {MOST_WORKERS}, not {config.num_proc}")
+    if config.db.connections < SMALLEST_POOL:
+        yield Problem(("db", "connections"), f": at least {SMALLEST_POOL}, not {config.db.connections}")
+    if config.heartbeat_timeout <= 0:
+        yield Problem(("manager", "heartbeat-timeout"), ": more than 0 seconds")
+    if config.shutdown_timeout < config.drain_timeout:
+        yield Problem(("manager", "shutdown-timeout"), ": not shorter than drain-timeout")
+    if config.ssl_enabled:
+        for key, value in (("ssl-cert", config.ssl_cert), ("ssl-privkey", config.ssl_privkey)):
+            if value is None:
+                yield Problem(("manager", key), " is missing; `ssl-enabled` needs it")
+    yield from logging_contradictions(config.logging)
+
+
+def _cautions(config: ManagerConfig) -> Iterator[Problem]:
+    if not config.ssl_enabled and (config.ssl_cert or config.ssl_privkey):
+        key = "ssl-cert" if config.ssl_cert else "ssl-privkey"
+        yield Problem(("manager", key), " has no effect while `manager.ssl-enabled` is false")
+    yield from logging_cautions(config.logging)
+
+
+SCHEMA = Schema(
+    file_name=FILE_NAME,
+    main="manager",
+    cls=ManagerConfig,
+    elsewhere=frozenset({"agent"}),
+    foreign=foreign.KEYS,
+    moved=foreign.MOVED,
+    variables=partial(foreign.settings, default_addr=(DEFAULT_ADDR.host, DEFAULT_ADDR.port)),
+    foreign_variables=foreign.VARIABLES_WITHOUT_EFFECT,
+    contradictions=_contradictions,
+    cautions=_cautions,
+)
 
 
 def parse_manager_config(document: Mapping[str, Any]) -> ManagerConfig:
-    """The configuration in a parsed ``manager.toml``; `ConfigError` by the key's dotted name."""
-    for unknown in document.keys() - {"manager", *_TABLES}:
-        raise ConfigError(f"`{unknown}` is not a known table.")
-    manager = document.get("manager", {})
-    if not isinstance(manager, Mapping):
-        raise ConfigError("`manager` must be a table.")
-    for misplaced in manager.keys() & _TABLES.keys():
-        raise ConfigError(f"`manager.{misplaced}` is not a known key.")
-    # The tables are validated under their own names, the rest under "manager".
-    tables: dict[str, Any] = {}
-    for name, cls in _TABLES.items():
-        if name in document:
-            tables[name] = structure(cls, document[name], name)
-    config = structure(ManagerConfig, {"id": _default_id(), **manager}, "manager")
-    config = attrs.evolve(config, **tables)
-    if config.heartbeat_timeout <= 0:
-        raise ConfigError("`manager.heartbeat-timeout`: more than 0 seconds.")
-    if config.shutdown_timeout < config.drain_timeout:
-        raise ConfigError("`manager.shutdown-timeout`: not shorter than drain-timeout.")
-    if config.ssl_enabled:
-        for key in ("ssl-cert", "ssl-privkey"):
-            if key not in manager:
-                raise ConfigError(f"`manager.{key}` is missing; `ssl-enabled` needs it.")
-    return config
+    """The configuration in a parsed ``manager.toml`` alone; `ConfigError` by the key's dotted name."""
+    return read(SCHEMA, document).checked()
 
 
-def load_manager_config(path: Path | None = None) -> ManagerConfig:
-    """From *path*, or from the first ``manager.toml`` found; defaults when there is none anywhere."""
-    path = path or find_config(FILE_NAME)
-    if path is None:
-        return parse_manager_config({})
-    try:
-        return parse_manager_config(load_toml(path))
-    except ConfigError as error:
-        if str(error).startswith(str(path)):
-            raise
-        raise ConfigError(f"{path}: {error}") from error
+def read_manager_config(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> Reading[ManagerConfig]:
+    """What is in *path*, or in the first ``manager.toml`` found, and in the environment: the configuration,
+    what is wrong with it, and what is to be told."""
+    return read_file(SCHEMA, path, environ=environ)
 
 
-def _default_id() -> str:
-    return f"i-{socket.gethostname() or os.uname().nodename}"
+def load_manager_config(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> ManagerConfig:
+    """The same as a value alone; defaults when there is no file anywhere. `ConfigError`."""
+    return read_manager_config(path, environ).checked()

@@ -100,8 +100,7 @@ async def run_local(
     with lock(data_dir):
         credentials = load_credentials(data_dir, options.host)
         files = _ChildFiles(data_dir, options, credentials, cluster_id(data_dir))
-        agent = Child(command="agent", data_dir=data_dir)
-        worker = Child(command="worker", data_dir=data_dir)
+        agent, worker = (Child(command=c, options=[f"--data-dir={data_dir}"]) for c in ("agent", "worker"))
         async with trio.open_nursery() as nursery:
             files.write_agent(_agent_port(options.agent_port))
             nursery.start_soon(agent.keep_running)
@@ -276,7 +275,6 @@ class _ChildFiles:
             "id": AGENT_ID,
             "bind": f"127.0.0.1:{port}",
             "data-dir": str(self.data_dir),
-            "cluster-id": self.cluster_id,
             "cpu-overcommit": CPU_OVERCOMMIT,
             "isolation": self.options.isolation,
             "network": self.options.network,
@@ -300,8 +298,8 @@ class _ChildFiles:
 
     def _write(self, name: str, document: Mapping[str, Mapping[str, Any]]) -> None:
         lines = ["# Written by `backendai-mgr up` at each start; changes here are lost."]
-        logging = {"logging": attrs.asdict(self.options.logging)}
-        for table, values in {**document, **logging}.items():
+        logging = {"level": self.options.logging.level, "format": self.options.logging.format}
+        for table, values in {**document, "logging": logging}.items():
             values = dict(values)
             values |= {key: value for (where, key), value in self.options.settings.items() if where == table}
             lines.append(f"\n[{table}]")

@@ -1,30 +1,42 @@
 """What a worker makes true in the database before it serves: the schema, and in local mode the example
-fixture, the administrator's key pair and the one agent."""
+fixture, the administrator's key pair and the one agent; and the managers' keys on the agent link."""
 
 import platform
 from typing import Any
 
 from ..db.agents import PgAgents
 from ..db.fixtures import example, populate
+from ..db.joining import ensure_link_keys
 from ..db.pool import Database
 from ..db.schema import ensure_schema
 from ..domain.ids import AgentId
+from ..domain.joining import KeyPair
+from ..runtime.curve import new_key_pair
 from .build import utc_now
 from .config import EXAMPLE_KEYS, LocalConfig, ManagerConfig
 
 SCALING_GROUP = "default"
 
 
-async def prepare(database: Database, config: ManagerConfig) -> None:
-    """Bring the database up to this version; populate it for local mode. Safe to repeat."""
+async def prepare(database: Database, config: ManagerConfig) -> KeyPair:
+    """Bring the database up to this version; populate it for local mode. Safe to repeat.
+
+    Returns the managers' keys on the agent link, which all workers share.
+    """
     await database.run(ensure_schema)
-    if config.local is None:
-        return
-    fixture = example_fixture(config.local)
+    fresh = new_key_pair()
+    keys = await database.run(lambda conn: ensure_link_keys(conn, fresh))
+    if config.local is not None:
+        await _prepare_local(database, config.local)
+    return keys
+
+
+async def _prepare_local(database: Database, local: LocalConfig) -> None:
+    fixture = example_fixture(local)
     await database.run(lambda conn: populate(conn, fixture))
     await PgAgents(database).register(
-        AgentId(config.local.agent_id),
-        addr=f"tcp://{config.local.agent_addr}",
+        AgentId(local.agent_id),
+        addr=f"tcp://{local.agent_addr}",
         scaling_group=SCALING_GROUP,
         architecture=platform.machine(),
         now=utc_now(),

@@ -11,17 +11,20 @@ from functools import partial
 
 import trio
 
+from ..agentlink.keys import LinkKeys
 from ..agentlink.links import open_links
 from ..api.app import create_app
 from ..api.context import RequestIdFilter
 from ..api.server.serving import open_listener, raise_descriptor_limit, serve_http
 from ..api.server.tls import server_context
+from ..db.joining import PgJoining
 from ..db.pool import open_database
 from ..domain.ids import AgentId
 from ..runtime.config import HostPort
 from ..runtime.supervise import supervise
 from ..services.ports import StoreUnavailable
 from ..services.stopping import end_all_sessions
+from ..services.turns import run_in_turn
 from .build import Manager, build, utc_now
 from .config import ManagerConfig
 from .prepare import prepare
@@ -31,6 +34,7 @@ log = logging.getLogger(__name__)
 #: Start-up waits so long for the database and for the first notifications.
 STARTUP_TIMEOUT = 60.0
 END_SESSIONS_TIMEOUT = 6.0
+ACKNOWLEDGE_TIMEOUT = 1.0
 CLEANUP_TIMEOUT = 2.0
 
 
@@ -55,15 +59,18 @@ async def serve_manager(
         listener = open_listener(config.service_addr.host, config.service_addr.port)
     async with trio.open_nursery() as last_resort:
         last_resort.start_soon(_exit_in_time, stop, config.shutdown_timeout)
-        async with open_database(config.db.parameters) as database:
+        async with open_database(config.db.parameters, size=config.pool_size) as database:
             with trio.fail_after(STARTUP_TIMEOUT):
-                await prepare(database, config)
-            async with open_links() as links, trio.open_nursery() as loops:
-                manager = build(config, database, links)
+                keys = await prepare(database, config)
+            link_keys = LinkKeys(keys, PgJoining(database))
+            async with open_links(keys=link_keys) as links, trio.open_nursery() as loops:
+                manager = build(config, database, links, public_key=keys.public)
                 with trio.fail_after(STARTUP_TIMEOUT):
                     await loops.start(manager.hub.run)
-                for name in ("keeper", "scheduler", "starter", "reaper"):
+                for name in ("keeper", "starter"):
                     loops.start_soon(partial(supervise, getattr(manager, name).run, name=name))
+                in_turn = {name: getattr(manager, name).run for name in ("scheduler", "reaper")}
+                loops.start_soon(partial(run_in_turn, manager.turns, in_turn))
                 await _serve_http(config, manager, listener, stop, task_status)
                 with trio.move_on_after(END_SESSIONS_TIMEOUT + CLEANUP_TIMEOUT):
                     await _leave(manager, end_sessions.is_set())
@@ -131,6 +138,8 @@ async def _leave(manager: Manager, end_sessions: bool) -> None:
             )
             if left:
                 log.warning("%d sessions had not ended in time", left)
+            with trio.move_on_after(ACKNOWLEDGE_TIMEOUT):  # so that agents clean up before they go
+                await manager.keeper.all_acknowledged()
         await manager.keeper.release()
     except StoreUnavailable as error:
         log.warning("the database went first: %s", error)

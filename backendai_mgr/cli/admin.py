@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from ..app.config import DatabaseConfig, load_manager_config
+from ..app.config import SCHEMA, DatabaseConfig
 from ..runtime.config import ConfigError
 from . import options
+from .config import read_for
 from .errors import CliError, told
 
 
@@ -67,7 +68,5 @@ async def _populate(data_dir: Path | None, config_path: Path | None, document: d
 
 def _database(data_dir: Path | None, config_path: Path | None) -> DatabaseConfig:
     """The database of the configuration file, or of the local system of *data_dir*."""
-    if config_path is None and data_dir is not None:
-        config_path = data_dir / "etc" / "manager.toml"
     with told(ConfigError):
-        return load_manager_config(config_path).db
+        return read_for(SCHEMA, data_dir, config_path).checked().db

@@ -13,7 +13,7 @@ class _Entry:
     hidden: bool = False
 
 
-#: Name -> where it is (the attribute has the command's name) and what the first page says of it.
+#: Name -> where it is (as an attribute of the command's name, with _ for -), and what the first page says.
 _COMMANDS = {
     "up": _Entry("up", "Run the whole system here: database, manager and agent."),
     "run": _Entry("run", "Run code in a session and show its output as it comes."),
@@ -24,10 +24,13 @@ _COMMANDS = {
     "why": _Entry("sessions", "Tell what a session waits for, or why it ended."),
     "cp": _Entry("files", "Copy files into a session, or out of it."),
     "logs": _Entry("files", "Show what a session has written."),
+    "start-server": _Entry("serving", "Serve a cluster: the API, over a database of its own."),
+    "agent": _Entry("serving", "Run sessions on this machine, for a manager."),
+    "config": _Entry("config", "Check and show the configuration."),
     "schema": _Entry("admin", "Prepare the database."),
+    "join-token": _Entry("joining", "Make a token that lets an agent of another machine join."),
     "fixture": _Entry("admin", "Load rows from a file into the database."),
-    "worker": _Entry("serving", "Serve the API, as one process. `up` runs it.", hidden=True),
-    "agent": _Entry("serving", "Run sessions on this machine. `up` runs it.", hidden=True),
+    "worker": _Entry("serving", "Serve the API, as one process of `up` or `start-server`.", hidden=True),
 }
 
 
@@ -39,7 +42,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"{__package__}.{_COMMANDS[cmd_name].module}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -14,9 +14,14 @@ data_dir = click.option(
     " $XDG_DATA_HOME/backendai-mgr]",
 )
 
-#: Inherited file descriptors of children of `up`.
+#: Inherited file descriptors of the children of `up` and `start-server`.
 lifeline = click.option("--lifeline", type=int, default=None, hidden=True)
 ready = click.option("--ready", type=int, default=None, hidden=True)
+listen = click.option("--listen", type=int, default=None, hidden=True)
+
+#: What `start-server` calls each of its workers: in leases and logs, and among its figures.
+worker_id = click.option("--id", "worker_id", default=None, hidden=True)
+metrics_number = click.option("--metrics-number", type=int, default=None, hidden=True)
 
 config_file = click.option(
     "-f",

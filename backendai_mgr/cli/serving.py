@@ -1,26 +1,44 @@
-"""`worker` and `agent`: the two long-running processes, as children of `up` or by themselves."""
+"""`start-server`, `worker` and `agent`: the long-running processes, by themselves or as children."""
 
 import errno
 import fcntl
+import logging
 import os
 import signal
+import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import attrs
 import click
 import trio
 
-from ..runtime.config import ConfigError, find_config, load_toml, structure
+from ..runtime.config import ConfigError
+from ..runtime.configfile import Reading, Schema, Setting, read
 from ..runtime.lifeline import ORPHAN_DEADLINE, report_ready, watch_lifeline
 from ..runtime.logging import LoggingConfig, setup_logging
+from ..runtime.notify import Notifier, take_listeners
 from ..runtime.paths import PathRefused
 from . import options
+from .config import read_for
 from .errors import CliError, told
+from .joining import TOKEN_VARIABLE
+
+log = logging.getLogger(__name__)
+
+
+class HasLogging(Protocol):
+    """A configuration that says what is logged."""
+
+    @property
+    def logging(self) -> LoggingConfig: ...
+
+
+_Config = TypeVar("_Config", bound=HasLogging)
 
 #: A predecessor that has lost its parent is gone after this many seconds, with a margin.
 _PREDECESSOR = ORPHAN_DEADLINE + 5.0
@@ -35,6 +53,7 @@ class _Process:
     config_path: Path | None
     lifeline: int | None
     ready: int | None
+    notifier: Notifier = attrs.field(init=False, factory=Notifier.taken)
     #: Set when it is to stop; ``end`` is set before if sessions (worker) or kernels (agent) are to end too.
     stop: trio.Event = attrs.field(init=False, factory=trio.Event)
     end: trio.Event = attrs.field(init=False, factory=trio.Event)
@@ -44,11 +63,60 @@ class _Process:
             if fd is not None:
                 os.set_inheritable(fd, False)
 
-    def config_file(self, name: str) -> Path | None:
-        """The file named on the command line, or the one that `up` wrote; None when there is neither."""
-        if self.config_path is None and self.data_dir is not None:
-            return self.data_dir / "etc" / name
-        return self.config_path
+
+def _in_force(reading: Reading[_Config], *, worker: str | None = None) -> _Config:
+    """The configuration; logging is set up by it, and is told what there is to be told. Of a *worker* that is
+    one of several its parent has done so."""
+    config = reading.checked()
+    setup_logging(config.logging, worker=worker)
+    for warning in reading.warnings if worker is None else ():
+        log.warning("%s", warning)
+    return config
+
+
+@click.command()
+@options.config_file
+def start_server(config_path: Path | None) -> Any:
+    """Serve the API for a cluster, with as many processes as `num-proc` says, until SIGTERM or SIGINT.
+
+    SIGHUP has manager.toml and the certificates read anew: the processes are replaced one by one, while
+    others go on taking requests.
+    """
+    return partial(_start_server, config_path)
+
+
+async def _start_server(config_path: Path | None) -> None:
+    from ..app.children import ChildError
+    from ..app.listening import ListenError
+    from ..app.server import run_server
+
+    stop = trio.Event()
+    reload, reloads = trio.open_memory_channel[None](1)
+    with told(ConfigError, ListenError, ChildError):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_obey_signals, stop, reload)
+            await run_server(
+                config_path,
+                stop=stop,
+                reloads=reloads,
+                configure_logging=setup_logging,
+                notifier=Notifier.taken(),
+                handed_over=take_listeners(),
+            )
+            nursery.cancel_scope.cancel()
+
+
+async def _obey_signals(
+    stop: trio.Event, reload: trio.MemorySendChannel[None], *, task_status: trio.TaskStatus[None]
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
+        async for number in signals:
+            if number != signal.SIGHUP:
+                stop.set()
+                continue
+            with suppress(trio.WouldBlock):  # one is due already, and it will see what has changed by now
+                reload.send_nowait(None)
 
 
 @click.command()
@@ -56,23 +124,35 @@ class _Process:
 @options.config_file
 @options.lifeline
 @options.ready
-def worker(**given: Any) -> Any:
+@options.listen
+@options.worker_id
+@options.metrics_number
+def worker(listen: int | None, worker_id: str | None, metrics_number: int | None, **given: Any) -> Any:
     """Serve the API, as one process, until SIGTERM or SIGINT.
 
     With --data-dir it is the worker of that local system; else manager.toml says all.
     """
-    return partial(_worker, _Process(role="worker", **given))
+    return partial(_worker, _Process(role="worker", **given), listen, worker_id, metrics_number)
 
 
-async def _worker(process: _Process) -> None:
+async def _worker(
+    process: _Process, listen: int | None, worker_id: str | None, metrics_number: int | None
+) -> None:
     from ..app.admin import SchemaMismatch, StoreUnavailable
-    from ..app.config import FILE_NAME, load_manager_config
+    from ..app.config import SCHEMA
+    from ..app.figures import share_figures
     from ..app.serve import serve_manager
 
     with told(ConfigError):
-        config = load_manager_config(process.config_file(FILE_NAME))
-    setup_logging(config.logging)
+        config = _in_force(read_for(SCHEMA, process.data_dir, process.config_path), worker=worker_id)
+    # A worker that has no name given has no others beside it.
+    config = attrs.evolve(config, num_proc=1) if worker_id is None else attrs.evolve(config, id=worker_id)
+    if metrics_number is not None:
+        share_figures(metrics_number)
     serve = partial(serve_manager, config, stop=process.stop, end_sessions=process.end)
+    if listen is not None:
+        os.set_inheritable(listen, False)
+        serve = partial(serve, listener=socket.socket(fileno=listen))
     with told(SchemaMismatch, StoreUnavailable):
         await _run(process, serve, f"The address {config.service_addr}")
 
@@ -82,28 +162,58 @@ async def _worker(process: _Process) -> None:
 @options.config_file
 @options.lifeline
 @options.ready
-def agent(**given: Any) -> Any:
+@click.option(
+    "--join",
+    "manager_url",
+    metavar="URL",
+    help="Join the cluster of the manager there, e.g. https://HOST:8081.",
+)
+@click.option(
+    "--token",
+    "join_token",
+    envvar=TOKEN_VARIABLE,
+    show_envvar=True,
+    help="What lets it join; once. Better in the environment, since others see command lines.",
+)
+def agent(manager_url: str | None, join_token: str | None, **given: Any) -> Any:
     """Run sessions on this machine for a manager, until SIGTERM or SIGINT; kernels outlive it.
 
-    With --data-dir it is the agent of that local system; else agent.toml says all.
+    agent.toml says how; with --data-dir the one of that local system, if there is one. When it has joined a
+    cluster it remembers that, and needs neither --join nor --token again.
     """
-    return partial(_agent, _Process(role="agent", **given))
+    os.environ.pop(TOKEN_VARIABLE, None)  # no child of this process needs it
+    wishes = [
+        Setting(("agent", "manager-url"), manager_url, "--join"),
+        Setting(("agent", "join-token"), join_token, "--token"),
+    ]
+    return partial(_agent, _Process(role="agent", **given), [wish for wish in wishes if wish.value])
 
 
-async def _agent(process: _Process) -> None:
-    from ..agent.build import run_agent
-    from ..agent.config import parse_agent_config
+async def _agent(process: _Process, given: Sequence[Setting]) -> None:
+    from ..agent.build import prepare_data_dir, run_agent
+    from ..agent.config import SCHEMA
     from ..agent.registry import DataDirInUse
 
     with told(ConfigError):
-        path = process.config_file("agent.toml") or find_config("agent.toml")
-        document = {} if path is None else load_toml(path)
-        logging = structure(LoggingConfig, document.pop("logging", {}), "logging")
-        config = parse_agent_config(document)
-    setup_logging(logging)
+        config = _in_force(_read_agent(SCHEMA, process, given))
+        if process.data_dir is not None:
+            prepare_data_dir(process.data_dir)
     serve = partial(run_agent, config, stop=process.stop, end_kernels=process.end)
     with told(ConfigError, DataDirInUse):
-        await _run(process, serve, f"The address {config.bind}")
+        await _run(process, serve, "The agent's address")
+
+
+def _read_agent(schema: Schema[_Config], process: _Process, given: Sequence[Setting]) -> Reading[_Config]:
+    """agent.toml under what was *given*. A data directory without one is where the agent keeps its things."""
+    folder = process.data_dir
+    if (
+        process.config_path is None
+        and folder is not None
+        and not (folder / "etc" / schema.file_name).exists()
+    ):
+        place = Setting(("agent", "data-dir"), str(folder.absolute()), "--data-dir")
+        return read(schema, {}, environ=os.environ, given=[place, *given])
+    return read_for(schema, folder, process.config_path, given)
 
 
 async def _run(process: _Process, serve: Callable[..., Awaitable[None]], address: str) -> None:
@@ -117,6 +227,9 @@ async def _run(process: _Process, serve: Callable[..., Awaitable[None]], address
                 said = await serving.start(serve)
                 if process.ready is not None:
                     report_ready(process.ready, said)
+                process.notifier.ready(f"Serving at {said.get('endpoint') or said['addr']}")
+                await process.stop.wait()
+                process.notifier.stopping()
         nursery.cancel_scope.cancel()
 
 

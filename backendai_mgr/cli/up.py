@@ -14,6 +14,7 @@ from ..app.children import ChildError
 from ..app.local import LocalError, LocalOptions, Running, is_loopback, run_local
 from ..app.pgfiles import PostgresError
 from ..runtime.logging import LoggingConfig, setup_logging
+from ..runtime.notify import Notifier
 from ..runtime.paths import default_data_dir
 from . import options
 from .errors import told
@@ -77,32 +78,36 @@ def up(data_dir: Path | None, verbose: bool, log_format: Literal["text", "json"]
 
 async def _up(chosen: LocalOptions) -> None:
     setup_logging(chosen.logging)
-    stop, hurry = trio.Event(), trio.Event()
+    stop, hurry, notifier = trio.Event(), trio.Event(), Notifier.taken()
     with told(LocalError, PostgresError, ChildError):
         async with trio.open_nursery() as nursery:
             # Before anything starts: a signal during the start stops in good order too.
-            await nursery.start(_watch_signals, stop, hurry)
+            await nursery.start(_watch_signals, stop, hurry, notifier)
             await run_local(
                 chosen,
-                announce=partial(_announce, chosen),
+                announce=partial(_announce, chosen, notifier),
                 stop=stop.wait,
                 hurry=hurry.wait,
             )
             nursery.cancel_scope.cancel()
 
 
-async def _watch_signals(stop: trio.Event, hurry: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
+async def _watch_signals(
+    stop: trio.Event, hurry: trio.Event, notifier: Notifier, *, task_status: trio.TaskStatus[None]
+) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         task_status.started()
         async for _ in signals:
             if stop.is_set():
                 hurry.set()
             else:
+                notifier.stopping()
                 stop.set()
 
 
-def _announce(chosen: LocalOptions, running: Running) -> None:
+def _announce(chosen: LocalOptions, notifier: Notifier, running: Running) -> None:
     """Say where it serves, with which keys, and one line to try. Standard output is flushed."""
+    notifier.ready(f"Serving at {running.endpoint}")
     where = "" if chosen.data_dir == default_data_dir() else f" --data-dir {chosen.data_dir}"
     lines = [
         f"backendai-mgr serves at {running.endpoint}; Ctrl-C ends it and all its sessions.",

@@ -22,16 +22,17 @@ from .images import aliases_of, point_aliases, store_images
 from .pool import Conn, Database
 from .rows import KERNEL_COLUMNS, as_kernel
 
-# A new address is also told to the rows that remember the old one.
+# A new address is also told to the rows that remember the old one. Who is registered is known without a key.
 REGISTER = """
 INSERT INTO agents AS a (id, addr, scaling_group, architecture, status, status_changed, first_contact)
 VALUES ($1, $2, $3, $4, 'LOST', $5, $5)
 ON CONFLICT (id) DO UPDATE
    SET addr = excluded.addr, scaling_group = excluded.scaling_group, architecture = excluded.architecture,
+       public_key = NULL, joined_with = NULL, trouble = NULL,
        status = CASE WHEN a.status = 'TERMINATED' THEN 'LOST' ELSE a.status END
  WHERE (a.addr, a.scaling_group, a.architecture)
        <> (excluded.addr, excluded.scaling_group, excluded.architecture)
-    OR a.status = 'TERMINATED'
+    OR a.status = 'TERMINATED' OR a.public_key IS NOT NULL
 """
 READDRESS = """
 UPDATE kernels SET agent_addr = $2
@@ -69,7 +70,7 @@ HOLD_LEASE = "SELECT 1 FROM agent_leases WHERE agent_id = $1 AND epoch = $2 FOR 
 
 # The look before a report is stored: most say nothing new, and then no lock is taken and nothing written.
 LOOK = """
-SELECT a.status::text AS status, a.report_digest
+SELECT a.status::text AS status, a.report_digest, a.trouble IS NOT NULL AS troubled
   FROM agents a JOIN agent_leases l ON l.agent_id = a.id WHERE a.id = $1 AND l.epoch = $2
 """
 
@@ -78,7 +79,7 @@ UPDATE agents AS a
    SET available_slots = $2, version = $3, architecture = $4, boot = $5, missing = $6, report_digest = $7,
        status = CASE WHEN old.revived THEN 'ALIVE' ELSE a.status END,
        status_changed = CASE WHEN old.revived THEN $8::timestamptz ELSE a.status_changed END,
-       lost_at = NULL
+       lost_at = NULL, trouble = NULL
   FROM (SELECT id, status IN ('LOST', 'RESTARTING', 'TERMINATED') AS revived FROM agents
          WHERE id = $1 FOR NO KEY UPDATE) AS old
  WHERE a.id = old.id
@@ -111,6 +112,8 @@ MARK_LOST = """
 UPDATE agents SET status = 'LOST', status_changed = $2, lost_at = $2 WHERE id = $1 AND status = 'ALIVE'
 RETURNING id
 """
+
+NOTE_TROUBLE = "UPDATE agents SET trouble = $2 WHERE id = $1 AND trouble IS DISTINCT FROM $2"
 
 
 class PgAgents:
@@ -193,7 +196,8 @@ class PgAgents:
             if row is None:
                 raise StaleEpoch(f"{agent_id}: epoch {epoch} is over")
             await _store_activity(conn, report)
-            return row["report_digest"] != digest or row["status"] in ("LOST", "RESTARTING", "TERMINATED")
+            silent = row["status"] in ("LOST", "RESTARTING", "TERMINATED")
+            return silent or row["troubled"] or row["report_digest"] != digest
 
         async def store(conn: Conn) -> None:
             await _hold_lease(conn, agent_id, epoch)
@@ -247,6 +251,15 @@ class PgAgents:
             return True
 
         return await self._db.run(work)
+
+    async def note_trouble(self, agent_id: AgentId, epoch: int, trouble: str) -> None:
+        """Keep why the agent cannot be talked to, until it reports. `StaleEpoch` as above."""
+
+        async def work(conn: Conn) -> None:
+            await _hold_lease(conn, agent_id, epoch)
+            await conn.execute(NOTE_TROUBLE, agent_id, trouble)
+
+        await self._db.run(work)
 
 
 async def _hold_lease(conn: Conn, agent_id: AgentId, epoch: int) -> None:

@@ -30,9 +30,9 @@ PROBE_TIMEOUT = 5.0
 class NewEvent:
     """An event to be written.
 
-    ``type`` is a name of api-sessions §5.9, or agent_started, agent_changed, agent_lost. Payload of session
-    and kernel events: reason, session_name, creation_id, domain, group_id, user_id, status, exit_code; of
-    kernel events also cluster_role, cluster_idx, incarnation.
+    ``type`` is a name of api-sessions §5.9, or agent_joined, agent_started, agent_changed, agent_lost.
+    Payload of session and kernel events: reason, session_name, creation_id, domain, group_id, user_id,
+    status, exit_code; of kernel events also cluster_role, cluster_idx, incarnation.
     """
 
     type: str

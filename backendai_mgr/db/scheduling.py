@@ -18,6 +18,7 @@ from ..scheduling.snapshot import (
     PendingSession,
     Plan,
     Snapshot,
+    TroubledAgent,
     Waiting,
 )
 from ..services.ports import KernelMove
@@ -39,6 +40,11 @@ SELECT a.id, a.addr, a.scaling_group, a.architecture, a.available_slots, a.occup
        ARRAY(SELECT i.name::text FROM agent_images i
               WHERE i.agent_id = a.id AND i.architecture = a.architecture) AS images
   FROM agents a WHERE a.status = 'ALIVE' AND a.schedulable AND NOT a.drain ORDER BY a.id
+"""
+
+TROUBLED = """
+SELECT id, scaling_group, trouble FROM agents
+ WHERE trouble IS NOT NULL AND status NOT IN ('ALIVE', 'TERMINATED') ORDER BY id LIMIT 20
 """
 
 # What counts against quotas: everything on an agent that is not already on its way out.
@@ -144,6 +150,7 @@ class PgScheduling:
                 pending=pending,
                 agents=[_agent(row) for row in await conn.fetch(AGENTS)],
                 owners={AccessKey(row["access_key"]): _owner(row, slots) for row in owners},
+                troubled=[TroubledAgent(**dict(row)) for row in await conn.fetch(TROUBLED)],
             )
 
         return await self._db.snapshot(work)

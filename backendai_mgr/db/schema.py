@@ -6,7 +6,7 @@ from ..runtime.resources import resource
 from .pool import Conn
 
 #: The version that ``schema.sql`` writes.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: What makes the tables of a version those of the next: only what is quick and leaves older programs
 #: at work. Where reports fill a new column, they are stored anew.
 UPGRADES = {
@@ -14,6 +14,30 @@ UPGRADES = {
 ALTER TABLE agent_images ADD COLUMN aliases varchar[] NOT NULL DEFAULT '{}';
 UPDATE agents SET report_digest = NULL;
 INSERT INTO schema_migrations (version, name) VALUES (2, 'aliases that agents claim');
+""",
+    2: """
+CREATE TABLE link_keys (
+    only_one   boolean     CONSTRAINT pk_link_keys PRIMARY KEY DEFAULT true
+        CONSTRAINT ck_link_keys_only_one CHECK (only_one),
+    public_key text        NOT NULL,
+    secret_key text        NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE TABLE join_tokens (
+    id            text        CONSTRAINT pk_join_tokens PRIMARY KEY,
+    digest        text        NOT NULL,
+    scaling_group varchar(64) NOT NULL
+        CONSTRAINT fk_join_tokens_scaling_group_scaling_groups
+        REFERENCES scaling_groups (name) ON DELETE CASCADE,
+    uses          integer     NOT NULL CONSTRAINT ck_join_tokens_uses CHECK (uses >= 0),
+    created_at    timestamptz NOT NULL,
+    expires_at    timestamptz NOT NULL
+);
+ALTER TABLE agents ADD COLUMN public_key text, ADD COLUMN joined_with text
+    CONSTRAINT fk_agents_joined_with_join_tokens REFERENCES join_tokens (id) ON DELETE SET NULL,
+    ADD COLUMN trouble text;
+CREATE UNIQUE INDEX uq_agents_public_key ON agents (public_key);
+INSERT INTO schema_migrations (version, name) VALUES (3, 'agents that join with a token');
 """,
 }
 OLDEST_SERVER = 14
@@ -32,6 +56,13 @@ VERSION = "SELECT max(version) FROM schema_migrations"
 def schema_sql() -> str:
     """The statements that make an empty database ours."""
     return resource("schema.sql").read_text("utf-8")
+
+
+async def schema_version(conn: Conn) -> int | None:
+    """The version of the tables, 0 when they do not tell; None in a database without ours."""
+    if await conn.fetchval(IS_EMPTY):
+        return None
+    return await conn.fetchval(VERSION) or 0
 
 
 async def ensure_schema(conn: Conn) -> bool:

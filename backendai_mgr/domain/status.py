@@ -41,6 +41,10 @@ class AgentStatus(enum.StrEnum):
     UNHEALTHY = "UNHEALTHY"
 
 
+#: Nobody is at work under this agent's name.
+GONE = frozenset({AgentStatus.LOST, AgentStatus.TERMINATED})
+
+
 class RunState(enum.StrEnum):
     """State of a run; the shim alone moves it."""
 

@@ -2,15 +2,17 @@
 
 A configuration class is a frozen attrs class; its field ``heartbeat_timeout`` is the key
 ``heartbeat-timeout`` of its table, and a field whose type is another attrs class is a table within it.
-Nothing is guessed: unknown keys, missing keys and values of the wrong kind are refused by dotted name.
+Nothing is guessed: unknown keys, missing keys and values of the wrong kind are refused by dotted name. A
+validator of such a class begins its message with the key's name: "bind must be …".
 """
 
+import difflib
 import os
 import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NewType, Self, TypeVar
 
@@ -21,7 +23,12 @@ Seconds = NewType("Seconds", float)
 #: A size in bytes; written as an integer, or a number with one of the suffixes k m g t p e (powers of 1024).
 ByteSize = NewType("ByteSize", int)
 
+#: Where a key is: the tables that it is in, and its own name.
+KeyPath = tuple[str, ...]
+
 T = TypeVar("T")
+
+_WRONG = object()
 
 _MINUTE = 60.0
 _UNITS = {
@@ -40,7 +47,23 @@ _FALSE = frozenset({"no", "false", "0", "off", "n", "f"})
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. The message is one sentence for the person who wrote it."""
+    """The configuration cannot be used; ``args`` are sentences for the person who wrote it."""
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.args))
+
+
+@attrs.frozen
+class Problem:
+    """What is wrong with a key: ``says`` goes on after its name, and needs a full stop."""
+
+    path: KeyPath
+    says: str
+
+    def sentence(self, name: str | None = None) -> str:
+        """The sentence, about the key or about *name*, where its value comes from."""
+        name = name or dotted(self.path)
+        return f"`{name}`{self.says}." if name else f"{self.says.removeprefix(': ')}."
 
 
 @attrs.frozen
@@ -120,14 +143,23 @@ def parse_bool(value: object) -> bool:
     raise ValueError(f"expected yes or no, not {value!r}")
 
 
-def load_toml(path: Path) -> dict[str, Any]:
-    """The document in the file; `ConfigError` names the file, and the line where its text goes wrong."""
+def read_text(path: Path) -> str:
+    """The file's text; `ConfigError` names the file when it has none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The document in the file; `ConfigError` names the file, and the line where its text goes wrong."""
+    return parse_toml(read_text(path), path)
+
+
+def parse_toml(text: str, path: Path | str) -> dict[str, Any]:
+    """The document in a file's text."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -150,61 +182,167 @@ def find_config(name: str, *, environ: Mapping[str, str] = os.environ) -> Path |
 
 
 def structure(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
-    """A value of the attrs class *cls* from a table.
+    """A value of the attrs class *cls* from a table; `ConfigError` tells of all that is wrong with it.
 
     *where* goes before each key in messages: a dotted prefix such as ``"manager"``, or empty at the top.
     """
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(f"`{where}` must be a table.")
+    value, problems = read_table(cls, mapping, (where,) if where else ())
+    if problems or value is None:
+        raise ConfigError(*(problem.sentence() for problem in problems))
+    return value
+
+
+def read_table(
+    cls: type[T], mapping: Mapping[str, Any], path: KeyPath = (), *, main: str | None = None
+) -> tuple[T | None, list[Problem]]:
+    """A value of *cls* as far as *mapping* gives one, and all that is wrong.
+
+    A key with a problem has its default in the value; without a default for it there is no value. With *main*
+    the mapping is a whole file, where that table has the keys of *cls*, and its tables lie beside it.
+    """
+    reader = _Reader()
+    value = reader.table(cls, mapping, path) if main is None else reader.file(cls, mapping, main)
+    return value, reader.problems
+
+
+def fields_of(cls: type[Any]) -> dict[str, tuple[Any, Any]]:
+    """Key -> (attrs field, type) of a configuration class, in the order of its fields."""
     hints = typing.get_type_hints(cls)
-    fields = {_key(field.name): field for field in attrs.fields(cls)}  # type: ignore[arg-type]
-    for unknown in mapping.keys() - fields.keys():
-        raise ConfigError(f"`{_dotted(where, unknown)}` is not a known key.")
-    values = {}
-    for key, field in fields.items():
-        if key in mapping:
-            values[field.name] = _value(hints[field.name], mapping[key], _dotted(where, key))
-        elif field.default is attrs.NOTHING:
-            raise ConfigError(f"`{_dotted(where, key)}` is missing.")
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise ConfigError(f"`{where}`: {error}." if where else f"{error}.") from error
+    return {_key(field.name): (field, hints[field.name]) for field in attrs.fields(cls)}
+
+
+def table_class(hint: Any) -> type[Any] | None:
+    """The class whose keys a table of this type has; None when the type is that of a plain value."""
+    hint = without_none(hint)
+    return hint if attrs.has(hint) and not issubclass(hint, HostPort) else None
+
+
+def without_none(hint: Any) -> Any:
+    """``X`` for ``X | None``, other types as they are."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (argument for argument in typing.get_args(hint) if argument is not types.NoneType)
+    return hint
+
+
+class _Reader:
+    """Values from tables. What is wrong is noted, and reading goes on."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def file(self, cls: type[T], document: Mapping[str, Any], main: str) -> T | None:
+        fields = fields_of(cls)
+        tables = {key for key, (_, hint) in fields.items() if table_class(hint)}
+        for name in document:
+            if name not in tables | {main}:
+                self._unknown(name, (name,), tables | {main}, "table")
+        keys = document.get(main, {})
+        if not isinstance(keys, Mapping):
+            self._wrong((main,), " must be a table")
+            keys = {}
+        for name in keys:
+            if name in tables:
+                self._wrong((main, name), f" is not a known key; `[{name}]` is a table of its own")
+        mapping = {key: value for key, value in keys.items() if key not in tables}
+        mapping |= {key: document[key] for key in tables & document.keys()}
+        places = {key: (key,) if key in tables else (main, key) for key in fields}
+        return self._build(cls, mapping, (main,), places)
+
+    def table(self, cls: type[T], mapping: Any, path: KeyPath) -> T | None:
+        if not isinstance(mapping, Mapping):
+            self._wrong(path, " must be a table")
+            return None
+        return self._build(cls, mapping, path, {key: (*path, key) for key in fields_of(cls)})
+
+    def _build(
+        self, cls: type[T], mapping: Mapping[str, Any], path: KeyPath, places: Mapping[str, KeyPath]
+    ) -> T | None:
+        fields = fields_of(cls)
+        for name in mapping:
+            if name not in fields:
+                self._unknown(name, (*path, name), fields, "key")
+        values: dict[str, Any] = {}
+        complete = True
+        for key, (field, hint) in fields.items():
+            if key in mapping:
+                value = self.value(hint, mapping[key], places[key], secret=not field.repr)
+                if value is not _WRONG:
+                    values[field.name] = value
+                    continue
+            elif field.default is attrs.NOTHING:
+                self._wrong(places[key], " is missing")
+            complete = complete and field.default is not attrs.NOTHING
+        return self._instance(cls, values, path, places) if complete else None
+
+    def _instance(
+        self, cls: type[T], values: dict[str, Any], path: KeyPath, places: Mapping[str, KeyPath]
+    ) -> T | None:
+        """The class's own validators tell of one key at a time, whose name begins the message."""
+        while True:
+            try:
+                return cls(**values)
+            except ValueError as error:
+                key, _, rest = str(error).partition(" ")
+                if key not in places:
+                    self._wrong(path, f": {error}")
+                    return None
+                self._wrong(places[key], f" {rest}")
+                name = key.replace("-", "_")
+                if values.pop(name, _WRONG) is _WRONG or fields_of(cls)[key][0].default is attrs.NOTHING:
+                    return None
+
+    def value(self, hint: Any, value: Any, path: KeyPath, *, secret: bool = False) -> Any:
+        """The value, or `_WRONG`. What a *secret* is instead is not told."""
+        if hint is not without_none(hint):
+            return None if value is None else self.value(without_none(hint), value, path, secret=secret)
+        if inner := table_class(hint):
+            found = self.table(inner, value, path)
+            return _WRONG if found is None else found
+        try:
+            if parse := _PARSERS.get(hint):
+                return parse(value)
+            return self._compound(hint, value, path)
+        except ValueError as error:
+            told = str(error).partition(", not ")[0] if secret else error
+            self._wrong(path, f": {told}")
+            return _WRONG
+
+    def _compound(self, hint: Any, value: Any, path: KeyPath) -> Any:
+        items: dict[Any, Any]
+        match typing.get_origin(hint), typing.get_args(hint):
+            case origin, words if origin is Literal:
+                if value not in words:
+                    raise ValueError(f"expected one of {', '.join(map(str, words))}, not {value!r}")
+                return value
+            case origin, (inner, _) if origin is tuple and isinstance(value, list):
+                items = {i: self.value(inner, item, (*path, f"[{i}]")) for i, item in enumerate(value)}
+                return _WRONG if _WRONG in items.values() else tuple(items.values())
+            case origin, (_, inner) if origin in (dict, Mapping) and isinstance(value, dict):
+                items = {key: self.value(inner, item, (*path, key)) for key, item in value.items()}
+                return _WRONG if _WRONG in items.values() else items
+        raise ValueError(f"expected {_name(hint)}, not {value!r}")
+
+    def _unknown(self, name: str, path: KeyPath, known: Collection[str], kind: str) -> None:
+        self._wrong(path, f" is not a known {kind}{nearest_of(name, known)}")
+
+    def _wrong(self, path: KeyPath, says: str) -> None:
+        self.problems.append(Problem(path, says))
 
 
 def _key(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _dotted(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
+def nearest_of(name: str, known: Collection[str], *, prefix: str = "") -> str:
+    """What may be meant by an unknown *name*, to go on in a sentence; empty when nothing is like it. *prefix*
+    is what all of them begin with, and has been taken off."""
+    nearest = difflib.get_close_matches(name, sorted(known), 1)
+    return f"; the nearest is `{prefix}{nearest[0]}`" if nearest else ""
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if attrs.has(hint) and not issubclass(hint, HostPort):
-        return structure(hint, value, where)
-    try:
-        return _plain(hint, value, where)
-    except ValueError as error:
-        raise ConfigError(f"`{where}`: {error}.") from error
-
-
-def _plain(hint: Any, value: Any, where: str) -> Any:
-    if parse := _PARSERS.get(hint):
-        return parse(value)
-    match typing.get_origin(hint), typing.get_args(hint):
-        case ((typing.Union | types.UnionType), arguments):
-            (inner,) = (argument for argument in arguments if argument is not types.NoneType)
-            return None if value is None else _value(inner, value, where)
-        case origin, words if origin is Literal:
-            if value not in words:
-                raise ValueError(f"expected one of {', '.join(map(str, words))}, not {value!r}")
-            return value
-        case origin, (inner, _) if origin is tuple and isinstance(value, list):
-            return tuple(_value(inner, item, f"{where}[{index}]") for index, item in enumerate(value))
-        case origin, (_, inner) if origin in (dict, Mapping) and isinstance(value, dict):
-            return {key: _value(inner, item, _dotted(where, key)) for key, item in value.items()}
-    raise ValueError(f"expected {_name(hint)}, not {value!r}")
+def dotted(path: KeyPath) -> str:
+    """``manager.id``, ``words[1]``."""
+    return ".".join(path).replace(".[", "[")
 
 
 def _name(hint: Any) -> str:
@@ -216,6 +354,13 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected text in quotes, not {value!r}")
     return value
+
+
+def _path(value: object) -> Path:
+    try:
+        return Path(_text(value)).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"nobody's home is known for {value!r}") from error
 
 
 def _integer(value: object) -> int:
@@ -235,7 +380,7 @@ _PARSERS: Mapping[Any, Callable[[Any], Any]] = {
     int: _integer,
     float: _number,
     bool: parse_bool,
-    Path: lambda value: Path(_text(value)).expanduser(),
+    Path: _path,
     HostPort: HostPort.parse,
     ListenAddress: ListenAddress.parse,
     Seconds: parse_duration,

@@ -11,15 +11,25 @@ Errors of a socket's body leave as from any nursery, in an exception group.
 
 import errno
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 import trio
 import zmq
 
+from .curve import (
+    HANDSHAKE_FAILED,
+    ZAP_ENDPOINT,
+    CurveClient,
+    CurveServer,
+    SocketEvent,
+    zap_client,
+    zap_reply,
+)
+
 #: The largest single frame that is taken; libzmq hangs up on a peer that announces more.
 MAX_FRAME = 12 * 1024 * 1024
-#: A dealer is watched by two more.
+#: A dealer, and a router, is watched by two more.
 SOCKETS_OF_DEALER = 3
 #: Messages that may wait in each direction and per peer.
 HIGH_WATER = 4096
@@ -52,6 +62,10 @@ _ROUTER_OPTIONS: Mapping[int, int] = {zmq.ROUTER_MANDATORY: 1}
 
 class PeerGone(Exception):
     """The router knows no such peer (any more), or its queue is full because it has not read for so long."""
+
+
+class HandshakeFailed(Exception):
+    """Somebody answers at the address, but is not who is wanted there, or does not want us."""
 
 
 class _Socket:
@@ -119,18 +133,32 @@ class _Socket:
 
 
 class Dealer(_Socket):
-    """One connection to one peer, re-dialled by libzmq for as long as the socket lives."""
+    """One connection to one peer, re-dialled by libzmq while the peer is away or after it broke."""
 
-    def __init__(self, raw: zmq.Socket[bytes], breaks: _Socket) -> None:
+    def __init__(self, raw: zmq.Socket[bytes], events: _Socket) -> None:
         super().__init__(raw)
-        self._breaks = breaks
+        self._events = events
+        self._connected = False
 
     async def broken(self) -> None:
         """Wait for the next break of a connection that was there; each is told once, to one task.
 
         What was sent before and has not been answered will not be: the peer answers to connections.
+        `HandshakeFailed` when a peer was there but no connection came about. libzmq mostly does not dial
+        again then; a new socket has to.
         """
-        await self._breaks.recv()
+        failure = "it hung up during the handshake"
+        while True:
+            event = SocketEvent.parse(await self._events.recv())
+            if event.event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connected = True
+            elif event.event & HANDSHAKE_FAILED:
+                failure = event.failure(dialled=True)
+            elif self._connected:
+                self._connected = False
+                return
+            else:
+                raise HandshakeFailed(failure)
 
     async def send(self, frames: Sequence[bytes]) -> None:
         """Queue a message; waits while there is no connection or its queue is full.
@@ -164,9 +192,14 @@ class Dealer(_Socket):
 class Router(_Socket):
     """A bound socket. `recv` puts the peer's identity in front; ``endpoint`` is what it is bound to."""
 
-    def __init__(self, raw: zmq.Socket[bytes]) -> None:
+    def __init__(self, raw: zmq.Socket[bytes], events: _Socket) -> None:
         super().__init__(raw)
+        self._events = events
         self.endpoint = raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    async def refused(self) -> str:
+        """Wait for the next peer that was refused, and say why; each is told once, to one task."""
+        return SocketEvent.parse(await self._events.recv()).failure(dialled=False)
 
     def send(self, peer: bytes, frames: Sequence[bytes]) -> None:
         """Queue a message for the peer. Never waits, so no peer holds up another.
@@ -192,54 +225,100 @@ class Context:
         self._raw = raw
 
     @asynccontextmanager
-    async def dealer(self, endpoint: str) -> AsyncIterator[Dealer]:
-        """A socket that dials *endpoint* (``tcp://host:port``); OSError when that is not an address."""
-        raw = self._socket(zmq.DEALER, _DEALER_OPTIONS)
-        try:
-            watch = _watch_breaks(raw)
-        except OSError:
-            raw.close(linger=0)
-            raise
+    async def dealer(self, endpoint: str, *, curve: CurveClient | None = None) -> AsyncIterator[Dealer]:
+        """A socket that dials *endpoint* (``tcp://host:port``); OSError when that is not an address.
+
+        With *curve* it speaks to the owner of that key only, encrypted; else it speaks in plain.
+        """
+        raw = self._socket(zmq.DEALER, {**_DEALER_OPTIONS, **(curve.options if curve else {})})
+        events = _events_of(raw, zmq.EVENT_HANDSHAKE_SUCCEEDED | HANDSHAKE_FAILED | zmq.EVENT_DISCONNECTED)
         try:
             raw.connect(endpoint)
         except zmq.ZMQError as error:
             raw.close(linger=0)
-            watch.close(linger=0)
+            events.close(linger=0)
             raise OSError(error.errno, f"cannot dial {endpoint!r}: {error.strerror}") from error
-        async with _pumped(_Socket(watch)) as breaks, _pumped(Dealer(raw, breaks)) as dealer:
+        async with _pumped(_Socket(events)) as watch, _pumped(Dealer(raw, watch)) as dealer:
             yield dealer
 
     @asynccontextmanager
-    async def router(self, endpoint: str) -> AsyncIterator[Router]:
+    async def router(self, endpoint: str, *, curve: CurveServer | None = None) -> AsyncIterator[Router]:
         """A socket bound to *endpoint* (``tcp://127.0.0.1:*``: any free port); OSError when it cannot be.
 
+        With *curve* all is encrypted, and only those that it admits come in; a context has one such router.
         libzmq frees the port some time after the socket was closed, at the latest with the context's end.
         """
-        raw = self._socket(zmq.ROUTER, _ROUTER_OPTIONS)
+        # Bound before any nursery is there, so that the error comes out as it is.
+        questions = None if curve is None else self._questions()
         try:
-            raw.bind(endpoint)
+            raw = self._socket(zmq.ROUTER, {**_ROUTER_OPTIONS, **(curve.options if curve else {})})
+            events = _events_of(raw, HANDSHAKE_FAILED)
+            try:
+                raw.bind(endpoint)
+            except zmq.ZMQError as error:
+                raw.close(linger=0)
+                events.close(linger=0)
+                raise OSError(error.errno, f"cannot bind {endpoint!r}: {error.strerror}") from error
+        except OSError:
+            if questions is not None:
+                questions.close(linger=0)
+            raise
+        async with AsyncExitStack() as beneath:
+            if curve is not None and questions is not None:
+                await beneath.enter_async_context(_admission(questions, curve))
+            async with _pumped(_Socket(events)) as watch, _pumped(Router(raw, watch)) as router:
+                yield router
+
+    def _questions(self) -> zmq.Socket[bytes]:
+        """Where libzmq asks whom to admit."""
+        raw = self._socket(zmq.REP, {})
+        try:
+            raw.bind(ZAP_ENDPOINT)
         except zmq.ZMQError as error:
             raw.close(linger=0)
-            raise OSError(error.errno, f"cannot bind {endpoint!r}: {error.strerror}") from error
-        async with _pumped(Router(raw)) as router:
-            yield router
+            raise OSError(error.errno, "this context has a CURVE router already") from error
+        return raw
 
-    def _socket(self, kind: int, options: Mapping[int, int]) -> zmq.Socket[bytes]:
+    def _socket(self, kind: int, options: Mapping[int, int | bytes]) -> zmq.Socket[bytes]:
         try:
             raw = self._raw.socket(kind)
         except zmq.ZMQError as error:
             raise OSError(error.errno, f"no more ZeroMQ sockets: {error.strerror}") from error
-        for option, value in {**_OPTIONS, **options}.items():
-            raw.set(option, value)
+        try:
+            for option, value in {**_OPTIONS, **options}.items():
+                raw.set(option, value)
+        except zmq.ZMQError as error:
+            raw.close(linger=0)
+            raise OSError(error.errno, f"an option or a key is not valid: {error.strerror}") from error
         return raw
 
 
-def _watch_breaks(raw: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """A socket that has a message for each connection of *raw* that broke."""
+def _events_of(raw: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
+    """A socket that has a message for each of these *events* of *raw*; *raw* is closed if there is none."""
     try:
-        return raw.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        return raw.get_monitor_socket(events)
     except zmq.ZMQError as error:
+        raw.close(linger=0)
         raise OSError(error.errno, f"no more ZeroMQ sockets: {error.strerror}") from error
+
+
+@asynccontextmanager
+async def _admission(raw: zmq.Socket[bytes], curve: CurveServer) -> AsyncIterator[None]:
+    """Answer libzmq's questions whom to admit, while inside."""
+    async with _pumped(_Socket(raw)) as questions, trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            while True:
+                request = await questions.recv()
+                key = zap_client(request)
+                admitted = key is not None and await curve.admits(key)
+                raw.send_multipart(zap_reply(request, admitted), zmq.NOBLOCK)
+
+        nursery.start_soon(answer)
+        try:
+            yield
+        finally:
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

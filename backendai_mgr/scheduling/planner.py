@@ -10,7 +10,16 @@ from decimal import Decimal
 
 from ..domain.ids import AccessKey, AgentId
 from ..domain.slots import Slots, format_amount
-from .snapshot import AgentView, Assignment, OwnerView, PendingSession, Plan, Snapshot, Waiting
+from .snapshot import (
+    AgentView,
+    Assignment,
+    OwnerView,
+    PendingSession,
+    Plan,
+    Snapshot,
+    TroubledAgent,
+    Waiting,
+)
 
 _NOBODY = OwnerView(live_sessions=0, max_sessions=0, occupied=Slots(), limits=Slots())
 
@@ -23,7 +32,7 @@ def plan(snapshot: Snapshot) -> Plan:
     waiting: list[Waiting] = []
     for session in snapshot.pending:
         owner = owners.get(session.owner, _NOBODY)
-        held = _held_back(session, owner, snapshot) or _no_agent(session, snapshot.agents, occupied)
+        held = _held_back(session, owner, snapshot) or _no_agent(session, snapshot, occupied)
         if isinstance(held, Waiting):
             waiting.append(held)
             continue
@@ -74,14 +83,13 @@ def _predicate(session: PendingSession, name: str, sentence: str) -> Waiting:
 
 
 def _no_agent(
-    session: PendingSession, agents: Iterable[AgentView], occupied: dict[AgentId, Slots]
+    session: PendingSession, snapshot: Snapshot, occupied: dict[AgentId, Slots]
 ) -> AgentView | Waiting:
     """The agent to take, or why none can be."""
-    group = [agent for agent in agents if agent.scaling_group == session.scaling_group]
+    group = [agent for agent in snapshot.agents if agent.scaling_group == session.scaling_group]
     if not group:
-        return _unplaced(
-            session, "no-agent", f"No agent is alive in scaling group {session.scaling_group!r}."
-        )
+        nobody = f"No agent is alive in scaling group {session.scaling_group!r}."
+        return _unplaced(session, "no-agent", nobody + _troubles(session, snapshot.troubled))
     able = [
         agent
         for agent in group
@@ -105,6 +113,14 @@ def _no_agent(
             f"Every agent that could run it is busy; it needs {_amounts(session.slots)}.",
         )
     return min(free, key=lambda agent: _preference(agent, session.slots))
+
+
+def _troubles(session: PendingSession, troubled: Iterable[TroubledAgent]) -> str:
+    """Sentences about the group's agents that cannot be talked to; the first few."""
+    known = [agent for agent in troubled if agent.scaling_group == session.scaling_group]
+    return "".join(
+        f" Agent {agent.id} is not connected: {agent.trouble.removesuffix('.')}." for agent in known[:3]
+    )
 
 
 def _unplaced(session: PendingSession, cause: str, sentence: str) -> Waiting:

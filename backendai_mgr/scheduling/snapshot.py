@@ -39,6 +39,15 @@ class AgentView:
 
 
 @attrs.frozen(kw_only=True)
+class TroubledAgent:
+    """An agent that the manager knows and cannot talk to, and why."""
+
+    id: AgentId
+    scaling_group: str
+    trouble: str
+
+
+@attrs.frozen(kw_only=True)
 class OwnerView:
     """What a key pair uses now and may use.
 
@@ -59,6 +68,7 @@ class Snapshot:
     pending: Sequence[PendingSession]
     agents: Sequence[AgentView]
     owners: Mapping[AccessKey, OwnerView]
+    troubled: Sequence[TroubledAgent] = ()
 
 
 @attrs.frozen(kw_only=True)

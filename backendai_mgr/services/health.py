@@ -1,6 +1,6 @@
 """Whether this worker takes work, and what is wrong with it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import trio
@@ -35,13 +35,14 @@ class Health:
             found["agent"] = "The agent has not reported yet."
         return found
 
-    def reports(self) -> Mapping[str, Report]:
-        """The newest report of each agent that this worker keeps."""
-        return {str(agent_id): report for agent_id, report in self._keeper.reports.items()}
+    def on_report(self, listener: Callable[[AgentId, int, Report], None]) -> None:
+        """Call *listener* with each report of an agent that this worker keeps, and the epoch of its lease."""
+        self._keeper.on_report(listener)
 
     def details(self) -> Mapping[str, Any]:
         """For ``/readyz?verbose``: also the agents that this worker keeps, and what they cannot do."""
         return {
+            "worker": self._keeper.owner,
             "draining": self.draining,
             "database": self._hub.connected,
             "agents": {

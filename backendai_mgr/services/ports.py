@@ -15,6 +15,7 @@ import attrs
 
 from ..domain.accounts import Caller, Credential
 from ..domain.ids import AccessKey, AgentId, KernelId, SessionId
+from ..domain.joining import Join, JoinRequest, StoredToken, TokenText
 from ..domain.sessions import KernelRow, KernelToStart, LiveSession, NewSession, Session
 from ..domain.status import AgentStatus, Status
 from ..scheduling.snapshot import Plan, Snapshot
@@ -198,10 +199,8 @@ class Lease:
 
 
 class StaleEpoch(Exception):
-    """Another worker holds the agent's lease by now: whatever was to be written was not.
-
-    ``highest`` is the epoch that the agent obeys, where it was the agent that said so; 0 otherwise.
-    """
+    """Another worker holds the agent's lease by now: whatever was to be written was not. ``highest`` is the
+    epoch that the agent obeys, where it was the agent that said so; 0 otherwise."""
 
     def __init__(self, message: str = "", *, highest: int = 0) -> None:
         super().__init__(message)
@@ -247,6 +246,25 @@ class AgentStore(Protocol):
     async def mark_lost(self, agent_id: AgentId, epoch: int, *, now: datetime) -> bool:
         """ALIVE -> LOST. `StaleEpoch` as above; False when it was not ALIVE."""
 
+    async def note_trouble(self, agent_id: AgentId, epoch: int, trouble: str) -> None:
+        """Keep why the agent cannot be talked to, until it reports. `StaleEpoch` as above."""
+
+
+class JoinStore(Protocol):
+    """Agents that join."""
+
+    async def join(
+        self, token: TokenText | None, request: JoinRequest, *, now: datetime
+    ) -> tuple[Join, StoredToken]:
+        """Let the agent join, if `domain.joining.decide` says so; raises what that raises."""
+
+
+class AgentKeys(Protocol):
+    """The keys of agents on the link."""
+
+    async def agent_key(self, agent_id: AgentId) -> str | None:
+        """The public key with which the agent joined; None for one that did not."""
+
 
 # ---------------------------------------------------------------- events
 
@@ -281,6 +299,16 @@ class Events(Protocol):
         """
 
 
+class Turns(Protocol):
+    """Which worker of the cluster does what only one needs to do."""
+
+    def take(self) -> AbstractAsyncContextManager[None]:
+        """Wait for the turn, and have it for the length of the block, which is cancelled when it is lost.
+
+        `StoreUnavailable`, perhaps in a group, then and when the database is away.
+        """
+
+
 # ---------------------------------------------------------------- agent link
 
 
@@ -300,6 +328,10 @@ class AgentLink(Protocol):
     @property
     def last_heard(self) -> float:
         """Trio time of the newest frame of any kind from the agent (-inf: none yet)."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the agent is not connected, in a sentence, where more is known than that it is silent."""
 
     async def create_kernel(self, spec: KernelSpec) -> tuple[str, int, KernelReport]:
         """Start a kernel: (boot, seq, its report). Idempotent on (id, incarnation)."""

@@ -4,7 +4,7 @@ RUNNING is written by whoever holds the agent's lease.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 
 import trio
@@ -53,36 +53,46 @@ class Starter:
         self._cluster_id = cluster_id
         self._now = now
         self._scheduled = scheduled
-        self._restarting: set[tuple[KernelId, int]] = set()
+        #: Lives that this worker is asking agents for.
+        self._asking: set[tuple[KernelId, int]] = set()
         self._slots = trio.CapacityLimiter(CONCURRENCY)
 
     async def run(self) -> None:
-        """Start what is scheduled, for ever. One kernel's trouble does not hold up another's.
-
-        First what an earlier starter claimed and may not have carried out: create can be repeated.
-        """
+        """Start what is scheduled, for ever. One kernel's trouble does not hold up another's."""
         async with trio.open_nursery() as nursery:
-            for kernel in await self._scheduling.unanswered(BATCH):
-                nursery.start_soon(self._start, kernel)
+            nursery.start_soon(self._take_over, nursery)
             while True:
                 for kernel in await self._scheduling.to_start(BATCH):
                     if await self._scheduling.claim_start(kernel, now=self._now()):
                         failpoint("start.after_claim")
                         nursery.start_soon(self._start, kernel)
                 for kernel in await self._scheduling.to_restart(BATCH):
-                    nursery.start_soon(self._restart, kernel)
+                    nursery.start_soon(self._start, kernel)
                 await self._scheduled.wait(TICK)
 
-    async def _restart(self, kernel: KernelToStart) -> None:
-        life = (kernel.kernel_id, kernel.incarnation)
-        if life not in self._restarting:
-            self._restarting.add(life)
-            try:
-                await self._start(kernel)
-            finally:
-                self._restarting.discard(life)
+    async def _take_over(self, nursery: trio.Nursery) -> None:
+        """Start what other starters claimed and may not live to carry out: create can be repeated.
+
+        At first that is whatever is unanswered, later what has been so for a while.
+        """
+        before: Collection[tuple[KernelId, int]] | None = None
+        while True:
+            found = {_life(kernel): kernel for kernel in await self._scheduling.unanswered(BATCH)}
+            for life, kernel in found.items():
+                if before is None or life in before:
+                    nursery.start_soon(self._start, kernel)
+            before = found.keys()
+            await trio.sleep(TICK)
 
     async def _start(self, kernel: KernelToStart) -> None:
+        if (life := _life(kernel)) not in self._asking:
+            self._asking.add(life)
+            try:
+                await self._ask(kernel)
+            finally:
+                self._asking.discard(life)
+
+    async def _ask(self, kernel: KernelToStart) -> None:
         ids = {"session": str(kernel.session_id), "kernel": str(kernel.kernel_id), "agent": kernel.agent_id}
         async with self._slots:
             problem = await self._create(kernel)
@@ -128,6 +138,10 @@ class Starter:
             sentence=problem[:LONGEST_SENTENCE],
         )
         await self._sessions.move([move], now=self._now())
+
+
+def _life(kernel: KernelToStart) -> tuple[KernelId, int]:
+    return kernel.kernel_id, kernel.incarnation
 
 
 def _words(error: AgentRefusal | AgentError) -> str:

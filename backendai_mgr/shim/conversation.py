@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import selectors
+import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -38,15 +40,24 @@ class Listener(Protocol):
 
 class Conversation:
     def __init__(
-        self, selector: selectors.BaseSelector, guest: Guest, listener: Listener, *, interpreted: bool
+        self,
+        selector: selectors.BaseSelector,
+        guest: Guest,
+        listener: Listener,
+        *,
+        interpreted: bool,
+        complete_limit: float,
     ) -> None:
-        """`interpreted`: there is an interpreter."""
+        """`interpreted`: there is an interpreter.  `complete_limit`: seconds for one completion."""
         self._interpreted = interpreted
         self._selector = selector
         self._guest = guest
         self._listener = listener
         self._numbers = INTERPRETER
         self._completing: dict[int, Callable[[list[str]], None]] = {}
+        self._given_up: set[int] = set()  # completions that the interpreter is still at
+        self._complete_limit = complete_limit
+        self._complete_until: float | None = None  # the end of the time for the present one
         self._closed = False
         self._unheeded = 0  # signals to the interpreter that the guest has not sent yet
         self._held: dict[str, Any] | None = None  # the run that waits for that
@@ -59,7 +70,18 @@ class Conversation:
         for channel in self._guest.control, self._guest.interpreter:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(channel.socket)
-        self.give_up_completing()
+        self._give_up_completing()
+
+    def next_deadline(self) -> float | None:
+        """Return the monotonic time at which `tick` must be called, if there is one."""
+        return self._complete_until
+
+    def tick(self, now: float) -> None:
+        """Interrupt the completion that takes too long, and no program that runs beside."""
+        if self._complete_until is not None and self._complete_until <= now:
+            self.signal(INTERPRETER, signal.SIGINT, alone=True)
+            self._give_up_completing()
+            self._time_completion()
 
     def _listen(self, channel: Channel, heard: Callable[[dict[str, Any]], None]) -> None:
         ready = partial(self._ready, channel, heard)
@@ -74,12 +96,14 @@ class Conversation:
             self._send(self._guest.interpreter, order)
 
     def run(self, number: int, code: str) -> None:
-        """Hand a run over; not before an interrupt of the one before has reached the interpreter."""
+        """Hand a run over; not before code is completed, and an interrupt of that or of the run before has
+        reached the interpreter."""
         self._held = {"run": number, "code": code}
         self._release()
 
     def _release(self) -> None:
-        if self._held is not None and not self._unheeded:
+        busy = self._unheeded or self._completing or self._given_up
+        if self._held is not None and not busy and not self._closed:
             self._send(self._guest.interpreter, self._held)
             self._held = None
 
@@ -95,18 +119,30 @@ class Conversation:
     def feed(self, command: int, text: str | None) -> None:
         self._send(self._guest.control, {"feed": command, "text": text})
 
-    def signal(self, command: int, number: int) -> None:
+    def signal(self, command: int, number: int, *, alone: bool = False) -> None:
+        """To its process group, or `alone` to the process that leads it."""
         if command == INTERPRETER:
             self._unheeded += 1
-        self._send(self._guest.control, {"signal": number, "to": command})
+        self._send(self._guest.control, {"signal": number, "to": command, "alone": alone})
 
     def complete(self, code: str, cursor: int, answer: Callable[[list[str]], None]) -> None:
+        """Have code completed; no matches if that takes too long."""
+        if self._given_up:
+            answer([])
+            return
         self._numbers += 1
         self._completing[self._numbers] = answer
+        if self._complete_until is None:
+            self._time_completion()
         self._send(self._guest.interpreter, {"complete": self._numbers, "code": code, "cursor": cursor})
 
-    def give_up_completing(self) -> None:
+    def _time_completion(self) -> None:
+        completing = self._completing or self._given_up
+        self._complete_until = time.monotonic() + self._complete_limit if completing else None
+
+    def _give_up_completing(self) -> None:
         waiting, self._completing = self._completing, {}
+        self._given_up.update(waiting)
         for answer in waiting.values():
             answer([])
 
@@ -168,6 +204,9 @@ class Conversation:
             case {"completions": int(number), "matches": list(matches)}:
                 if answer := self._completing.pop(number, None):
                     answer([str(match) for match in matches[:MAX_MATCHES]])
+                self._given_up.discard(number)
+                self._time_completion()
+                self._release()
 
 
 def _parsed(data: str) -> Any:

@@ -159,6 +159,15 @@ def spawn(command: Command) -> Guest:
     return guest
 
 
+def exit_code_of(command: Command, status: int) -> int:
+    """How the guest ended, by its wait status: an exit code, or -N for signal N.
+
+    The sandbox tells of a signal as shells do, with 128 + N.
+    """
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if command.enclosed and code > 128 else code
+
+
 def _become(command: Command, shim: int, ends: tuple[int, int, int, int], failure: int) -> NoReturn:
     """In the child: turn into the guest, or say why not and exit."""
     try:

@@ -26,19 +26,18 @@ from backendai_mgr.shim.arbiter import (
 )
 from backendai_mgr.shim.conversation import Conversation
 from backendai_mgr.shim.failpoint import failpoint
-from backendai_mgr.shim.guest import INTERPRETER, Command, Guest, SpawnFailed, spawn
+from backendai_mgr.shim.guest import INTERPRETER, Command, Guest, SpawnFailed, exit_code_of, spawn
 from backendai_mgr.shim.memory import OutOfMemory
 from backendai_mgr.shim.output import BoundedLog
 from backendai_mgr.shim.recorder import Recorder
 from backendai_mgr.shim.run import Instant, Order, Refused, Run, as_line
 from backendai_mgr.shim.runstore import RunStore
-from backendai_mgr.shim.spec import KernelIdentity, Setup
+from backendai_mgr.shim.spec import COMPLETE_LIMIT, KernelIdentity, Setup
 
 START_LIMIT = 60.0  # seconds from spawning to the kernel's first word
 _SWEEP_EVERY = 0.02  # while a kernel is being killed, look for new processes this often
 _SWEEP_LIMIT = 10.0  # then it counts as ended, whatever the operating system still holds
 _LOST_CONTROL_LIMIT = 1.0  # from the end of a socket to the wait status
-_COMPLETE_LIMIT = 3.0  # then the interpreter is interrupted
 
 
 class Exit(TypedDict):
@@ -71,6 +70,7 @@ class Kernel:
         setup: Setup | None,
         memory: OutOfMemory,
         query_line: str | None = None,
+        complete_limit: float = COMPLETE_LIMIT,
     ) -> None:
         """`setup`: None for a kernel that waits to be given one.  `query_line`: the command line that takes
         the code of a query on its standard input, where there is no interpreter."""
@@ -87,6 +87,7 @@ class Kernel:
         self._setup = setup
         self._memory = memory
         self._query_line = query_line
+        self._complete_limit = complete_limit
         self._guest: Guest | None = None
         self._inside: Conversation | None = None
         self._command_number = INTERPRETER  # what executes the present run, as the guest counts it
@@ -106,7 +107,9 @@ class Kernel:
         self._guest = guest
         self._recorder.listen(self._selector, guest.stdout, guest.stderr)
         interpreted = self._query_line is None
-        self._inside = Conversation(self._selector, guest, self, interpreted=interpreted)
+        self._inside = Conversation(
+            self._selector, guest, self, interpreted=interpreted, complete_limit=self._complete_limit
+        )
         if self._setup is not None:
             self._inside.configure(*self._setup)
         self._timers["start"] = time.monotonic() + START_LIMIT
@@ -142,7 +145,7 @@ class Kernel:
                 if pid == 0:
                     return
                 if self._guest is not None and pid == self._guest.pid:
-                    self._died(os.waitstatus_to_exitcode(status))
+                    self._died(exit_code_of(self._command, status))
         # No child is left; as orphans become our children, that is no descendant.
         if self._ending is not None:
             self._ended(self._ending)
@@ -154,12 +157,15 @@ class Kernel:
 
     def next_deadline(self) -> float | None:
         """Return the monotonic time at which `tick` must be called, if there is one."""
-        times = (self.arbiter.next_deadline(), self._recorder.next_deadline(), *self._timers.values())
+        parts = [part for part in (self.arbiter, self._recorder, self._inside) if part is not None]
+        times = [*(part.next_deadline() for part in parts), *self._timers.values()]
         return min((at for at in times if at is not None), default=None)
 
     def tick(self) -> None:
         now = time.monotonic()
         self._recorder.tick(now)
+        if self._inside is not None:
+            self._inside.tick(now)
         self._apply(self.arbiter.tick(_instant()))
         for name in [name for name, at in self._timers.items() if at <= now]:
             del self._timers[name]
@@ -171,10 +177,6 @@ class Kernel:
                 self.end("start-timeout")
             case "lost-control":
                 self.end("control-lost")
-            case "complete":
-                self._signal(INTERPRETER)
-                if self._inside is not None:
-                    self._inside.give_up_completing()
             case "sweep" if self._ending is not None:
                 processes.kill(processes.descendants(os.getpid()))
                 self._timers["sweep"] = now + _SWEEP_EVERY
@@ -244,7 +246,6 @@ class Kernel:
         if self._inside is None or busy:
             answer([])
             return
-        self._timers["complete"] = time.monotonic() + _COMPLETE_LIMIT
         self._inside.complete(code, cursor, answer)
 
     def _recall(self, run_id: str) -> Run | None:
@@ -300,7 +301,6 @@ class Kernel:
         self._handed(run)
 
     def _handed(self, run: Run) -> None:
-        self._timers.pop("complete", None)
         self.last_active = time.time()
         self._tell(run)
 

@@ -5,6 +5,7 @@ main; main(sys.argv[2])" PACKAGE_ROOT SCRATCH``.  SCRATCH is its working directo
 renamed.  Reads ``SCRATCH/spec.json`` (see `spec`).
 
 When the socket listens, ``SCRATCH/shim.json`` says so: pid, start_time (field 22 of /proc/PID/stat), socket.
+When all is over, ``SCRATCH/exit.json`` says how the kernel ended: reason, exit_code.
 Exit status: 0 after `forget` or the leash, 1 for a crash, 2 for a spec that cannot be used, 3 if another shim
 holds the scratch directory.
 """
@@ -32,6 +33,7 @@ from backendai_mgr.shim.server import Server
 from backendai_mgr.shim.spec import Spec, read_spec
 
 _ANNOUNCEMENT = "shim.json"
+_LAST_WORDS = "exit.json"
 
 
 def main(scratch: str) -> NoReturn:
@@ -76,6 +78,7 @@ def _serve(spec: Spec) -> None:
         setup=spec.setup,
         memory=OutOfMemory(spec.oom_counter),
         query_line=spec.query_line,
+        complete_limit=spec.complete_limit,
     )
     signals = _Signals(selector, kernel)
     server = Server(selector, spec.socket, kernel, leash=spec.leash, reread=_assignment)
@@ -90,6 +93,9 @@ def _serve(spec: Spec) -> None:
             key.data(events)
         kernel.tick()
         server.tick()
+    if kernel.exit is not None:  # where no agent has listened, the next one reads it
+        with contextlib.suppress(OSError):
+            replace_file(_LAST_WORDS, json.dumps(kernel.exit).encode())
     server.close()
 
 

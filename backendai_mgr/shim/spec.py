@@ -13,7 +13,8 @@ setup                    env and limits (rlimits by name) of what runs in the ke
 mark                     NAME=value in the guest's environment, by which its strays are found
 oom_counter              null, or path and key of the line that counts kills for want of memory
 leash                    seconds without any client after which kernel and shim end (default 3600)
-limits                   run_log_bytes (64 MiB), exec_grace (5.0 s from a run's limit to the kill)
+limits                   run_log_bytes (64 MiB), exec_grace (5.0 s from a run's limit to the kill),
+                         complete (3.0 s for one completion)
 failpoints               specification of crash points, or null
 """
 
@@ -29,6 +30,7 @@ from backendai_mgr.shim.runlog import CAP_BYTES
 
 FILE = "spec.json"
 LEASH = 3600.0
+COMPLETE_LIMIT = 3.0
 
 
 class KernelIdentity(NamedTuple):
@@ -54,6 +56,7 @@ class Spec(NamedTuple):
     leash: float
     run_log_bytes: int
     exec_grace: float
+    complete_limit: float
     failpoints: str
 
 
@@ -87,5 +90,6 @@ def read_spec() -> Spec:
         leash=LEASH if leash is None else float(leash),
         run_log_bytes=int(limits.get("run_log_bytes", CAP_BYTES)),
         exec_grace=float(limits.get("exec_grace", GRACE)),
+        complete_limit=float(limits.get("complete", COMPLETE_LIMIT)),
         failpoints=raw.get("failpoints") or "",
     )

@@ -56,10 +56,11 @@ async def test_an_agent_that_is_told_to_end_its_kernels_leaves_no_process(site, 
     assert shims_of(site.data_dir) == []
 
 
-@pytest.mark.parametrize("bind", ["0.0.0.0:0", "[::]:0"])
+@pytest.mark.parametrize("bind", ["0.0.0.0:6001", "[::]:6001"])
 async def test_an_address_that_others_reach_needs_isolation_or_consent(config, bind):
     stop = trio.Event()
-    unisolated = attrs.evolve(config, bind=bind, isolation="none")
+    cluster = {"advertised_addr": "192.0.2.1:6001", "manager_url": "http://127.0.0.1:1", "join_token": "t"}
+    unisolated = attrs.evolve(config, bind=bind, isolation="none", **cluster)
     with pytest.raises(ConfigError, match="allow-unisolated"):
         await run_agent(unisolated, stop=stop, end_kernels=trio.Event())
 
@@ -71,6 +72,10 @@ async def test_an_address_that_is_taken_is_refused_in_a_sentence(config):
         )
         with pytest.raises(ConfigError, match=r"agent\.bind.*in use"):
             await run_agent(taken, stop=trio.Event(), end_kernels=trio.Event())
+        # The same of an encrypted link, and before the token is spent.
+        joining = attrs.evolve(taken, manager_url="http://127.0.0.1:1", join_token="t")
+        with pytest.raises(ConfigError, match=r"agent\.bind.*in use"):
+            await run_agent(joining, stop=trio.Event(), end_kernels=trio.Event())
         stop.set()
 
 

@@ -16,8 +16,11 @@ from backendai_mgr.agent.accounts import separate_accounts
 from backendai_mgr.domain.status import KernelState
 from backendai_mgr.runtime.paths import check_traversable
 from backendai_mgr.shim.failpoint import VARIABLE
+from backendai_mgr.wire.rpc import AgentRefusal
+from tests.system.traces import traces
 
-from .harness import PATIENCE, Site, destroy, ended, processes_of, run, shims_of, until
+from .harness import PATIENCE, Site, destroy, ended, processes_of, removed, run, shims_of, until
+from .test_member import JOINING
 
 #: The checkout comes last on the path: it has the tests, while the package may be installed elsewhere.
 VICTIM = f"import sys, runpy; sys.path.append({str(Path(__file__).parents[2])!r})\n" + (
@@ -38,6 +41,7 @@ async def victim(site: Site, kernel_id, action, *more, failpoint="", skip=0) -> 
 
 
 COLD = ["kernel.after_scratch", "kernel.after_shim_spawned"]
+AFTER_END = ["destroy.after_retire", "destroy.before_remove", "destroy.after_remove"]
 WARM = ["kernel.after_given", "kernel.after_assigned", "kernel.after_moved"]
 
 
@@ -46,7 +50,7 @@ def test_every_crash_point_is_reached_below() -> None:
     names: set[str] = set()
     for source in agent.rglob("*.py"):
         names |= set(re.findall(r'failpoint\("([^"]+)"\)', source.read_text()))
-    assert names == {*COLD, *WARM, "destroy.after_end"}
+    assert names == {*COLD, *WARM, *AFTER_END, "destroy.after_end", "restart.after_gone", *JOINING}
 
 
 @pytest.mark.parametrize("failpoint", WARM)
@@ -77,12 +81,11 @@ async def test_an_agent_that_died_while_starting_a_kernel_can_start_it_again(sit
     assert processes_of(kernel_id) == []
 
 
-@pytest.mark.parametrize("failpoint", COLD)
-async def test_an_agent_that_died_while_restarting_a_kernel_keeps_its_files(site, failpoint):
+@pytest.mark.parametrize(("failpoint", "skip"), [("restart.after_gone", 0), *((name, 1) for name in COLD)])
+async def test_an_agent_that_died_while_restarting_a_kernel_keeps_its_files(site, failpoint, skip):
     kernel_id = uuid4()
-    assert (
-        await victim(site, kernel_id, "restart", failpoint=failpoint, skip=1)
-    ).returncode == -signal.SIGKILL
+    died = await victim(site, kernel_id, "restart", failpoint=failpoint, skip=skip)
+    assert died.returncode == -signal.SIGKILL, died.stderr
     async with site.agent() as registry:
         spec = site.spec(kernel_id=kernel_id, incarnation=2)
         report = await registry.create_kernel(spec)
@@ -101,6 +104,20 @@ async def test_an_agent_that_died_while_ending_a_kernel_reports_its_end_later(si
         assert (await ended(registry, kernel_id)).exit.reason == "user-requested"
         await destroy(registry, site, site.spec(kernel_id=kernel_id))
     assert shims_of(site.data_dir) == []
+
+
+@pytest.mark.parametrize("failpoint", AFTER_END)
+async def test_an_agent_that_died_while_cleaning_up_is_followed_by_one_that_does_it(site, failpoint):
+    kernel_id = uuid4()
+    died = await victim(site, kernel_id, "end-wholly", failpoint=failpoint)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    async with site.agent() as registry:
+        spec = site.spec(kernel_id=kernel_id)
+        await removed(registry, site, spec)
+        with pytest.raises(AgentRefusal, match="is over"):
+            await registry.create_kernel(spec)
+    assert processes_of(kernel_id) == []
+    await until(lambda: not traces(site.data_dir))
 
 
 async def test_an_ordinary_account_can_run_an_agent_too(site):

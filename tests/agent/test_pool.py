@@ -98,7 +98,9 @@ async def test_an_empty_pool_starts_cold(site):
             assert (await run(registry, spec, "a", "print(6 * 7)"))[0] == "42\n"
 
 
-@pytest.mark.parametrize("environ", [{"PYTHONHASHSEED": "7"}, {"LD_LIBRARY_PATH": "/nowhere"}])
+@pytest.mark.parametrize(
+    "environ", [{"PYTHONHASHSEED": "7"}, {"PYTHONSAFEPATH": "1"}, {"LD_LIBRARY_PATH": "/nowhere"}]
+)
 async def test_what_can_only_be_given_at_the_start_starts_cold(site, environ):
     async with site.agent() as registry:
         await full(registry, site)

@@ -44,6 +44,14 @@ async def end(site: Site, kernel_id: UUID) -> None:
         await registry.destroy_kernel(kernel_id, 1, "user-requested")
 
 
+async def end_wholly(site: Site, kernel_id: UUID) -> None:
+    async with site.agent() as registry:
+        spec = site.spec(kernel_id=kernel_id)
+        await registry.create_kernel(spec)
+        await run(registry, spec, "r", STRAY)
+        await destroy(registry, site, spec)
+
+
 async def whole_life(site: Site, kernel_id: UUID) -> None:
     async with site.agent() as registry:
         spec = site.spec(kernel_id=kernel_id)
@@ -65,6 +73,7 @@ ACTIONS = {
     "create-warm": create_warm,
     "restart": restart,
     "end": end,
+    "end-wholly": end_wholly,
     "whole-life": whole_life,
 }
 

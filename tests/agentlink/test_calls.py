@@ -268,6 +268,46 @@ async def test_calls_to_a_dead_agent_end_by_their_deadline_and_leave_nothing_beh
     assert links.link(AGENT, dead).last_heard == -math.inf
 
 
+async def call_away(connection: Connection, timeout: float) -> None:
+    """A call to an agent that has just gone; those that leave before that is noticed do not count."""
+    while True:
+        try:
+            await connection.call("list_runs", {"kernel_id": str(KERNEL)}, timeout=timeout)
+            return
+        except AgentUnreachable as error:
+            if "the connection broke" not in str(error):
+                raise
+
+
+async def test_an_agent_that_has_been_away_for_too_long_is_not_waited_for(agent):
+    async with open_links(restart=0.0) as links:
+        async with serving(agent) as endpoint:
+            await links.link(AGENT, endpoint).list_runs(KERNEL)
+        with trio.fail_after(20), pytest.raises(AgentUnreachable, match="no answer to PING"):
+            await call_away(connection_of(links, endpoint), timeout=60)
+
+
+async def test_a_call_waits_for_an_agent_that_restarts(agent):
+    answered = trio.Event()
+
+    async def call() -> None:
+        await call_away(connection, timeout=60)
+        answered.set()
+
+    async with open_links() as links:
+        async with serving(agent) as endpoint:
+            connection = connection_of(links, endpoint)
+            await links.link(AGENT, endpoint).list_runs(KERNEL)
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call)
+                with pytest.raises(AgentUnreachable, match=r"within 0\.3 s"):
+                    await call_away(connection, timeout=0.3)
+                assert not answered.is_set()
+                async with serving(agent, endpoint):
+                    await answered.wait()
+
+
 async def test_a_peer_that_does_not_speak_the_protocol_is_unreachable(links):
     async def mute(stream: trio.SocketStream) -> None:
         await trio.sleep_forever()

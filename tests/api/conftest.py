@@ -24,7 +24,8 @@ def no_errors_are_logged(request, caplog):
     """What a client does wrong is never an error of ours; a test of real errors is marked by its fixture."""
     yield
     if "errors_expected" not in request.fixturenames:
-        logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+        records = [record for phase in ("setup", "call", "teardown") for record in caplog.get_records(phase)]
+        logged = [record.getMessage() for record in records if record.levelno >= logging.ERROR]
         assert not logged
 
 

@@ -16,7 +16,9 @@ from prometheus_client import CollectorRegistry
 from backendai_mgr.api.app import ApiServices, Limits, create_app
 from backendai_mgr.api.server.serving import open_listener, serve_http
 from backendai_mgr.domain.signing import SignedParts, sign
+from backendai_mgr.services.joining import JoinService
 from tests.fakes.files import FakeFiles
+from tests.fakes.joining import CLUSTER, MANAGER_KEY, FakeJoinStore
 from tests.fakes.services import ACCESS_KEY, SECRET_KEY, FakeHealth, FakeKeys, FakeRuns, FakeSessions
 
 VERSION = "v6.20220315"
@@ -76,6 +78,7 @@ class Server:
     sessions: FakeSessions
     runs: FakeRuns
     files: FakeFiles
+    joins: FakeJoinStore
     health: FakeHealth
     registry: CollectorRegistry
     stop: trio.Event
@@ -113,18 +116,24 @@ class Server:
 
 @asynccontextmanager
 async def serving(
-    limits: Limits | None = None, *, tls: ssl.SSLContext | None = None
+    limits: Limits | None = None,
+    *,
+    address: str = "127.0.0.1",
+    port: int = 0,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Server]:
     """Serve scripted services until the block ends."""
     limits = limits or Limits()
     keys, sessions, health, registry = FakeKeys(), FakeSessions(), FakeHealth(), CollectorRegistry()
     runs, files = FakeRuns(sessions), FakeFiles(sessions)
+    joins = FakeJoinStore()
+    joining = JoinService(joins, cluster_id=CLUSTER, public_key=MANAGER_KEY, now=lambda: datetime.now(UTC))
     services = ApiServices(
-        keys=keys, sessions=sessions, runs=runs, files=files, health=health, registry=registry,
-        now=lambda: datetime.now(UTC),
+        keys=keys, sessions=sessions, runs=runs, files=files, joining=joining, health=health,
+        registry=registry, now=lambda: datetime.now(UTC),
     )  # fmt: skip
-    listener = open_listener("127.0.0.1", 0)
-    host = f"127.0.0.1:{listener.getsockname()[1]}"
+    listener = open_listener(address, port)
+    host = f"{address}:{listener.getsockname()[1]}"
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         app = create_app(services, limits)
@@ -132,6 +141,6 @@ async def serving(
         await nursery.start(serve)
         yield Server(
             host=host, url=f"{'http' if tls is None else 'https'}://{host}", keys=keys, sessions=sessions,
-            runs=runs, files=files, health=health, registry=registry, stop=stop,
+            runs=runs, files=files, joins=joins, health=health, registry=registry, stop=stop,
         )  # fmt: skip
         stop.set()

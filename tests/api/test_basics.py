@@ -21,7 +21,6 @@ from backendai_mgr.domain.errors import (
     Unavailable,
 )
 from backendai_mgr.services.ports import StoreUnavailable
-from backendai_mgr.wire.reports import Report
 
 from .harness import serving, signed_headers
 
@@ -262,31 +261,6 @@ async def test_probes(server):
         assert reply.status_code == 503
         assert reply.json()["data"] == {"problems": server.health.wrong, "details": {"database": False}}
         assert (await anyone.get("/livez")).status_code == 200
-
-
-async def test_metrics_tell_of_the_kernels_that_are_kept_ready(server, client):
-    stats = {"size": 2, "ready": 1, "hits": 5, "misses": 3, "refills": 6, "refill_seconds": 0.25}
-    server.health.reported["i-1"] = Report(
-        boot="b",
-        seq=1,
-        version="1",
-        architecture="x86_64",
-        capacity={},
-        occupied={},
-        images=[],
-        kernels=[],
-        stats={"pool": {"local/python:3.11": stats}},
-    )
-    text = (await client.get("/metrics")).text
-    labels = '{agent="i-1",image="local/python:3.11"}'
-    for name, value in {
-        "ready": 1,
-        "size": 2,
-        "hits_total": 5,
-        "misses_total": 3,
-        "refill_seconds": 0.25,
-    }.items():
-        assert f"backendai_pool_{name}{labels} {float(value)}" in text
 
 
 async def test_metrics_are_by_route_and_bounded(server, client):

@@ -1,4 +1,4 @@
-"""Children of `up`, played by a small program that keeps the same contract."""
+"""Children, played by a small program that keeps the same contract."""
 
 import os
 import signal
@@ -36,7 +36,12 @@ if sys.argv[1] == "stubborn":
 
 @asynccontextmanager
 async def running(command: str, folder: Path) -> AsyncIterator[Child]:
-    child = Child(command=command, data_dir=folder, program=(sys.executable, "-c", PROGRAM))
+    child = Child(
+        command=command,
+        options=[f"--data-dir={folder}"],
+        program=(sys.executable, "-c", PROGRAM),
+        on_exit=(folder / "exits").touch,
+    )
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(child.keep_running)
@@ -71,6 +76,23 @@ async def test_a_child_that_is_told_to_end_does_so_and_stays_away(tmp_path: Path
     assert (tmp_path / "starts").read_text() == "x"
 
 
+async def test_a_child_that_is_told_to_stop_gets_sigterm_and_stays_away(tmp_path: Path) -> None:
+    async with running("good", tmp_path) as child:
+        assert not (tmp_path / "exits").exists()
+        child.tell_to_stop()
+        await child.stop(10)
+        assert child.pid is None
+        assert (tmp_path / "exits").exists()
+    assert not (tmp_path / "why").exists()  # the lifeline said nothing before the signal
+    assert (tmp_path / "starts").read_text() == "x"
+
+
+async def test_what_cannot_be_executed_is_an_error_as_well(tmp_path: Path) -> None:
+    child = Child(command="none", options=(), program=(str(tmp_path / "missing"),))
+    with pytest.raises(ChildError, match=r"The none could not be started: No such file"):
+        await child.keep_running()
+
+
 async def test_a_cancelled_parent_closes_the_lifeline(tmp_path: Path) -> None:
     async with running("good", tmp_path):
         pass
@@ -99,6 +121,8 @@ async def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
 
 
 async def test_a_child_that_never_serves_is_an_error(tmp_path: Path) -> None:
-    child = Child(command="broken", data_dir=tmp_path, program=(sys.executable, "-c", PROGRAM))
+    child = Child(
+        command="broken", options=[f"--data-dir={tmp_path}"], program=(sys.executable, "-c", PROGRAM)
+    )
     with trio.fail_after(30), pytest.raises(ChildError, match=r"The broken did not start \(exit 3\)"):
         await child.keep_running()

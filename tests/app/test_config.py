@@ -2,46 +2,29 @@
 
 from pathlib import Path
 
-import attrs
 import pytest
 
-from backendai_mgr.api.context import Limits
-from backendai_mgr.app.config import ManagerConfig, load_manager_config, parse_manager_config
-from backendai_mgr.runtime.config import ConfigError, HostPort, load_toml
+from backendai_mgr.app.config import SCHEMA, load_manager_config, parse_manager_config
+from backendai_mgr.runtime.config import ConfigError, HostPort
 
-SAMPLE = Path(__file__).parents[2] / "conf" / "manager.toml"
+from ..support.samples import check_sample
+
 #: Keys whose sample value is an example, since the default depends on the machine or is absent.
-EXAMPLES = {"id", "socket-dir", "ssl-cert", "ssl-privkey"}
+EXAMPLES = {
+    ("manager", "id"),
+    ("manager", "num-proc"),
+    ("manager", "pid-file"),
+    ("manager", "ssl-cert"),
+    ("manager", "ssl-privkey"),
+    ("db", "socket-dir"),
+    ("logging", "file", "path"),
+    ("logging", "file", "filename"),
+}
 
 
-def uncommented(text: str) -> str:
-    """The sample with every key in force but the examples."""
-    lines = []
-    for line in text.splitlines():
-        key = line.removeprefix("#").partition(" = ")[0]
-        if line.startswith("#") and " = " in line and " " not in key and key not in EXAMPLES:
-            line = line.removeprefix("#")
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def test_the_sample_shows_every_key_with_its_default(tmp_path: Path) -> None:
-    path = tmp_path / "manager.toml"
-    path.write_text(uncommented(SAMPLE.read_text()))
-    document = load_toml(path)
-    assert parse_manager_config(document) == parse_manager_config({})
-    shown = set(document["manager"]) | EXAMPLES
-    tables = {"limits", "db", "logging", "local"}
-    fields = {field.name.replace("_", "-") for field in attrs.fields(ManagerConfig)} - tables
-    assert shown >= fields
-    limits = {field.name.replace("_", "-") for field in attrs.fields(Limits)}
-    assert set(document["limits"]) == limits
-    assert set(document["logging"]) == {"level", "format"}
-    assert set(document["db"]) | {"socket-dir"} == {"addr", "socket-dir", "name", "user", "password"}
-
-
-def test_the_sample_as_it_is_changes_nothing() -> None:
-    assert load_manager_config(SAMPLE) == parse_manager_config({})
+def test_the_sample_shows_every_key_with_its_default() -> None:
+    by_up_alone = {path for path in SCHEMA.keys if path[0] == "local"}
+    check_sample(SCHEMA, examples=EXAMPLES, absent=by_up_alone)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +37,11 @@ def test_the_sample_as_it_is_changes_nothing() -> None:
         ({"db": {"adr": "x"}}, "`db.adr` is not a known key"),
         ({"logging": {"level": "LOUD"}}, "`logging.level`: expected one of"),
         ({"manager": {"heartbeat-timeout": 0}}, "`manager.heartbeat-timeout`"),
+        ({"manager": {"num-proc": 0}}, "`manager.num-proc`: 1 to 1024, not 0"),
+        ({"db": {"connections": 1}}, "`db.connections`: at least 2, not 1"),
         ({"manager": {"drain-timeout": 20}}, "`manager.shutdown-timeout`"),
         ({"manager": {"ssl-enabled": True}}, "`manager.ssl-cert` is missing; `ssl-enabled` needs it"),
-        ({"limits": {"requests": 0}}, "`limits`: requests must be more than 0"),
+        ({"limits": {"requests": 0}}, "`limits.requests` must be more than 0"),
         ({"limits": {"head-bytes": "much"}}, "`limits.head-bytes`: expected a size"),
         ({"local": {}}, "`local.agent-id` is missing"),
     ],
@@ -69,7 +54,7 @@ def test_a_mistake_is_named(document: dict[str, object], sentence: str) -> None:
 def test_the_file_is_named_with_the_mistake(tmp_path: Path) -> None:
     path = tmp_path / "manager.toml"
     path.write_text("[db]\nport = 5432\n")
-    with pytest.raises(ConfigError, match=rf"^{path}: `db.port` is not a known key\.$"):
+    with pytest.raises(ConfigError, match=rf"^{path}:2: `db.port` is not a known key\.$"):
         load_manager_config(path)
 
 
@@ -93,3 +78,11 @@ def test_secrets_do_not_show_in_a_representation() -> None:
 def test_loopback(host: str, loopback: bool) -> None:
     config = parse_manager_config({"manager": {"service-addr": f"{host}:1"}})
     assert config.on_loopback is loopback
+
+
+@pytest.mark.parametrize(
+    ("connections", "workers", "share"), [(64, 1, 16), (64, 8, 8), (10, 64, 2), (2, 1, 2)]
+)
+def test_workers_share_the_connections_to_the_database(connections: int, workers: int, share: int) -> None:
+    document = {"manager": {"num-proc": workers}, "db": {"connections": connections}}
+    assert parse_manager_config(document).pool_size == share

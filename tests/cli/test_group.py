@@ -20,7 +20,10 @@ def test_the_first_page_names_the_commands_for_people() -> None:
     done = command("--help")
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
-    assert listed == ["up", "run", "attach", "ps", "rm", "restart", "why", "cp", "logs", "schema", "fixture"]
+    assert listed == [
+        *("up", "run", "attach", "ps", "rm", "restart", "why", "cp", "logs"),
+        *("start-server", "agent", "config", "schema", "join-token", "fixture"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -34,10 +37,15 @@ def test_the_first_page_names_the_commands_for_people() -> None:
         "why",
         "cp",
         "logs",
+        "config",
+        "config check",
+        "config show",
         "schema",
         "schema oneshot",
         "fixture",
         "fixture populate",
+        "join-token",
+        "agent",
     ],
 )
 def test_every_command_explains_itself(name: str) -> None:
@@ -71,6 +79,12 @@ def test_the_first_page_imports_nothing_heavy() -> None:
         (["up", "--port", "70000"], "70000 is not in the range"),
         (["worker", "--config", "/no/such.toml"], "Error: /no/such.toml cannot be read"),
         (["fixture", "populate", "/no/such.json"], "No such file"),
+        (["join-token", "--config", "/no/such.toml"], "Error: /no/such.toml cannot be read"),
+        (["join-token", "--expires", "soon"], "expected a duration"),
+        (["join-token", "--expires", "0"], "from 1 second to 30 days"),
+        (["join-token", "--expires", "31d"], "from 1 second to 30 days"),
+        (["join-token", "--uses", "0"], "0 is not in the range"),
+        (["agent", "--join", "http://elsewhere:8081"], "`--join` must begin with https://"),
     ],
 )
 def test_a_mistake_is_told_without_a_traceback(arguments: list[str], sentence: str) -> None:

@@ -29,10 +29,33 @@ async def test_workers_that_start_together_make_the_schema_once(postgres):
     assert sorted(made) == [False] * 5 + [True]
 
 
-COLUMNS = """
-SELECT column_name, data_type, column_default, is_nullable FROM information_schema.columns
- WHERE table_schema = current_schema() AND table_name = 'agent_images' ORDER BY column_name
+#: Everything that an upgrade may have to make, as text that two databases can be compared by.
+SHAPE = """
+SELECT concat_ws(' ', table_name, column_name, data_type, column_default, is_nullable)
+  FROM information_schema.columns WHERE table_schema = current_schema()
+UNION ALL SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid)
+  FROM pg_constraint WHERE connamespace = current_schema()::regnamespace
+UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema()
 """
+#: What takes the tables of a version back to the one before.
+BACK = {
+    2: "ALTER TABLE agent_images DROP COLUMN aliases",
+    3: """
+ALTER TABLE agents DROP COLUMN public_key, DROP COLUMN joined_with, DROP COLUMN trouble;
+DROP TABLE join_tokens, link_keys
+""",
+}
+
+
+async def set_back(db, version: int) -> None:
+    """Make the tables those of an older version."""
+
+    async def work(conn) -> None:
+        for newer in range(SCHEMA_VERSION, version, -1):
+            await conn.execute(BACK[newer])
+        await conn.execute("UPDATE schema_migrations SET version = $1", version)
+
+    await db.run(work)
 
 
 @pytest.mark.parametrize(("version", "age"), [(0, "older"), (99, "newer")])
@@ -42,17 +65,22 @@ async def test_another_version_is_refused(db, version, age):
         await db.run(ensure_schema)
 
 
-async def test_the_tables_of_version_1_are_upgraded(db):
-    await add_agent(db)
-    shape = await fetch(db, COLUMNS)
-    await fetch(db, "ALTER TABLE agent_images DROP COLUMN aliases")
-    await fetch(db, "UPDATE schema_migrations SET version = 1")
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+async def test_the_tables_of_older_versions_are_upgraded(db, version):
+    shape = sorted(row[0] for row in await fetch(db, SHAPE))
+    await set_back(db, version)
+    assert sorted(row[0] for row in await fetch(db, SHAPE)) != shape
     assert await db.run(ensure_schema) is False
     assert await db.run(ensure_schema) is False
-    assert await fetch(db, COLUMNS) == shape
+    assert sorted(row[0] for row in await fetch(db, SHAPE)) == shape
     versions = await fetch(db, "SELECT version FROM schema_migrations ORDER BY version")
-    assert [row["version"] for row in versions] == [1, 2]
-    # What the agent claims is stored with its next report, although that says nothing new.
+    assert [row["version"] for row in versions] == list(range(version, SCHEMA_VERSION + 1))
+
+
+async def test_what_an_agent_claims_is_stored_after_an_upgrade_although_its_report_says_nothing_new(db):
+    await add_agent(db)
+    await set_back(db, 1)
+    await db.run(ensure_schema)
     await add_agent(db)
     assert await fetchval(db, "SELECT aliases FROM agent_images") == ["python"]
 

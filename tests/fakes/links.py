@@ -31,6 +31,7 @@ class FakeAgent:
         self.silent = False
         self.epoch = 0
         self.last_heard = -inf
+        self.trouble: str | None = None
         #: What `read_file` and `read_log` hand out; `write_file` collects pieces there.
         self.inode = 1
         self.writes: list = []

@@ -377,10 +377,11 @@ class FakeHealth:
         self.draining = False
         self.stopping = trio.Event()
         self.wrong: dict[str, str] = {}
-        self.reported: dict[str, Report] = {}
+        #: What wants to hear of reports: (agent, epoch, report).
+        self.listeners: list[Callable[[AgentId, int, Report], None]] = []
 
-    def reports(self) -> dict[str, Report]:
-        return self.reported
+    def on_report(self, listener: Callable[[AgentId, int, Report], None]) -> None:
+        self.listeners.append(listener)
 
     def problems(self) -> dict[str, str]:
         return self.wrong

@@ -506,7 +506,7 @@ class FakeStore:
         await trio.lowlevel.checkpoint()
         self._reach()
         self._fence(agent_id, epoch)
-        self.agents[agent_id].update(status=AgentStatus.ALIVE, lost_at=None)
+        self.agents[agent_id].update(status=AgentStatus.ALIVE, lost_at=None, trouble=None)
         self.reports.append((agent_id, report))
 
     async def apply_moves(self, agent_id, epoch, moves, *, now):
@@ -521,6 +521,12 @@ class FakeStore:
             return False
         self.agents[agent_id].update(status=AgentStatus.LOST, lost_at=now)
         return True
+
+    async def note_trouble(self, agent_id, epoch, trouble):
+        await trio.lowlevel.checkpoint()
+        self._reach()
+        self._fence(agent_id, epoch)
+        self.agents[agent_id]["trouble"] = trouble
 
     # -------------------------------------------------------------- events
 

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from backendai_mgr.runtime.zmqsocket import HIGH_WATER, PeerGone, open_context
+from backendai_mgr.runtime.zmqsocket import HIGH_WATER, SOCKETS_OF_DEALER, PeerGone, open_context
 
 ANY = "tcp://127.0.0.1:*"
 
@@ -275,7 +275,7 @@ async def test_binding_a_taken_port_is_an_oserror():
 
 
 async def test_more_sockets_than_allowed_is_an_oserror():
-    async with open_context(max_sockets=1) as context, context.router(ANY):
+    async with open_context(max_sockets=SOCKETS_OF_DEALER) as context, context.router(ANY):
         with pytest.raises(OSError, match="no more"):
             async with context.router(ANY):
                 pass

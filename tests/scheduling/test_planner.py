@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from backendai_mgr.domain.slots import Slots
 from backendai_mgr.scheduling.planner import plan
-from backendai_mgr.scheduling.snapshot import AgentView, OwnerView, PendingSession, Snapshot
+from backendai_mgr.scheduling.snapshot import AgentView, OwnerView, PendingSession, Snapshot, TroubledAgent
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 IMAGE = "local/python:3.11"
@@ -138,3 +138,17 @@ def test_a_plan_covers_everyone_once_and_overcommits_nobody(snapshot):
     limit = snapshot.owners["K"].max_sessions
     assert limit == 0 or len(result.assignments) <= limit
     assert plan(snapshot) == result
+
+
+def test_an_agent_that_cannot_be_talked_to_is_named_with_the_reason():
+    troubled = [
+        TroubledAgent(id=f"i-{number}", scaling_group=group, trouble="it hung up.")
+        for number, group in enumerate(["default", "gpu", "default", "default", "default"])
+    ]
+    (waiting,) = plan(
+        Snapshot(now=NOW, pending=[session()], agents=[], owners={"K": owner()}, troubled=troubled)
+    ).waiting
+    assert waiting.sentence == (
+        "No agent is alive in scaling group 'default'. Agent i-0 is not connected: it hung up."
+        " Agent i-2 is not connected: it hung up. Agent i-3 is not connected: it hung up."
+    )

@@ -7,7 +7,8 @@ import trio
 
 from backendai_mgr.domain.accounts import Caller, Credential, KeypairPolicy, Role
 from backendai_mgr.services.accounts import KeyCache
-from backendai_mgr.services.agents import AgentKeeper, KeeperConfig
+from backendai_mgr.services.agents import AgentKeeper
+from backendai_mgr.services.agentwatch import KeeperConfig
 from backendai_mgr.services.directory import Directory
 from backendai_mgr.services.files import FileService
 from backendai_mgr.services.hub import Hub, Wake

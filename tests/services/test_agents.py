@@ -3,9 +3,11 @@
 import trio
 
 from backendai_mgr.domain.status import AgentStatus, Status
+from backendai_mgr.services.ports import EventRow
 from backendai_mgr.services.sessions import CreateRequest
 
 from ..fakes.links import FakeAgent
+from ..fakes.store import wall_clock
 from .conftest import CALLER
 
 
@@ -27,6 +29,40 @@ async def test_an_agent_that_reports_is_alive_and_one_that_falls_silent_is_lost(
         nursery.cancel_scope.cancel()
 
 
+async def test_why_an_agent_is_not_connected_is_kept_until_it_reports_again(world, autojump_clock):
+    agent = world.agents["i-1"]
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery, "keeper")
+        await world.until(lambda: world.store.reports)
+        for _ in range(2):
+            agent.trouble = "it hung up"
+            agent.silent = True
+            await world.until(lambda: world.store.agents["i-1"].get("trouble") == "it hung up")
+            agent.trouble = None
+            agent.silent = False
+            await world.until(lambda: world.store.agents["i-1"]["trouble"] is None)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_agent_that_joins_is_kept_at_once(world, autojump_clock):
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery, "keeper")
+        await world.until(lambda: world.keeper._held)
+        await trio.sleep(0.01)
+        world.store.add_agent("i-2")
+        world.agents.agents["i-2"] = FakeAgent("i-2")
+        began = trio.current_time()
+        world.keeper.on_event(
+            EventRow(
+                id=1, time=wall_clock(), type="agent_joined", session_id=None, kernel_id=None,
+                agent_id="i-2", owner=None, payload={},
+            )
+        )  # fmt: skip
+        await world.until(lambda: "i-2" in world.keeper._held)
+        assert trio.current_time() - began < 1
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_unchanged_report_is_stored_once(world, autojump_clock):
     async with trio.open_nursery() as nursery:
         await world.start(nursery, "keeper")
@@ -44,6 +80,19 @@ async def test_a_kernel_that_ends_by_itself_ends_its_session_and_is_acknowledged
         await world.until(lambda: world.agents["i-1"].acked == [(session.id, 1)])
         stored = world.store.sessions[session.id]
         assert (stored.reasons["info"], stored.exit_code) == ("self-terminated", -9)
+        nursery.cancel_scope.cancel()
+
+
+async def test_ends_that_agents_still_tell_of_can_be_waited_for(world, autojump_clock):
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery)
+        session = await world.running()
+        await world.keeper.all_acknowledged()
+        world.agents["i-1"].end_kernel(session.id, "self-terminated", 0)
+        await world.until(lambda: status(world, session) is Status.TERMINATED)
+        await world.keeper.all_acknowledged()
+        assert world.agents["i-1"].acked == [(session.id, 1)]
+        assert world.keeper.reports["i-1"].kernels == []
         nursery.cancel_scope.cancel()
 
 

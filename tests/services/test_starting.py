@@ -52,6 +52,19 @@ async def test_what_a_starter_claimed_before_it_died_the_next_one_starts(world, 
         nursery.cancel_scope.cancel()
 
 
+async def test_what_another_starter_claimed_before_it_died_is_started_by_the_living(world, autojump_clock):
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery, "starter", "keeper")
+        await trio.sleep(1)
+        session_id = await enqueue(world)
+        await world.scheduler.round()
+        (kernel,) = await world.store.to_start(1)
+        assert await world.store.claim_start(kernel, now=world.sessions._now())
+        await world.until(lambda: world.store.sessions[session_id].status is Status.RUNNING)
+        assert world.agents["i-1"].created == [(session_id, 1)]
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_an_agent_refuses_is_told_in_its_own_words(world, autojump_clock):
     session_id = await enqueue(world)
     world.agents["i-1"].refuse["create_kernel"] = AgentRefusal("create-failed", "this agent has no image x")

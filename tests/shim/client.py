@@ -58,7 +58,10 @@ class Client:
         self.socket.close()
 
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
-        number = self.post(op, **arguments)
+        return self.reply(self.post(op, **arguments))
+
+    def reply(self, number: int) -> dict[str, Any]:
+        """Return the reply to a request, which is the next one to come."""
         while True:
             message = self.receive()
             if "note" in message:

@@ -126,3 +126,35 @@ def test_code_is_completed_between_runs(shim: Shim, client: Client) -> None:
     start(client, "r", "input()")
     client.note("run", run_id="r", state="waiting-input")
     assert client.ask("complete", code="some_n", cursor=6)["matches"] == []
+
+
+def test_completion_leaves_alone_what_runs_in_the_background(make_shim: Callable[..., Shim]) -> None:
+    shim = make_shim(limits={"complete": 0.2})
+    client = shim.running()
+    shim.run("import subprocess; child = subprocess.Popen(['sh', '-c', 'sleep 1; touch lived'])")
+    client.ask("complete", code="chil", cursor=4)
+    until(lambda: (shim.work / "lived").exists())
+
+
+def test_completion_that_takes_too_long_ends_alone_and_a_run_waits_for_that(
+    make_shim: Callable[..., Shim],
+) -> None:
+    shim = make_shim(limits={"complete": 0.2})
+    shim.running()
+    shim.run(
+        "import subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '1000'])\n"
+        "class Slow:\n"
+        "    def __dir__(self):\n"
+        "        open('busy', 'w').close()\n"
+        "        while True: time.sleep(9)\n"
+        "slow = Slow()"
+    )
+    asker = shim.connect()
+    assert asker is not None
+    numbers = [asker.post("complete", code="slow.", cursor=5) for _ in range(2)]
+    until(lambda: (shim.work / "busy").exists())
+    assert shim.run("print(child.poll())", "r")["exit_code"] == 0
+    assert shim.output("r") == "None\n"
+    for number in numbers:
+        assert asker.reply(number) == {"matches": []}

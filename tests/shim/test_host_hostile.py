@@ -208,6 +208,7 @@ def test_modules_of_the_user_s_come_first(kernel: HostProcess) -> None:
         "completion",
         "figures",
         "environment",
+        "rlimits",
     ]
     for name in names:
         (kernel.work / f"{name}.py").write_text("mine = True")

@@ -554,6 +554,7 @@ def test_the_leash_ends_kernel_and_shim(make_shim: Callable[..., Shim]) -> None:
     assert not os.path.exists(shim.socket)
     assert processes_marked(shim.spec["kernel_id"]) == []
     assert json.loads((shim.folder("a") / "status.json").read_text())["reason"] == "leash"
+    assert json.loads((shim.scratch / "exit.json").read_text())["reason"] == "leash"
 
 
 def test_sigterm_ends_kernel_and_shim(shim: Shim, client: Client) -> None:

@@ -15,6 +15,7 @@ from typing import IO
 
 SCHEMA = Path(__file__).parents[2] / "schema.sql"
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
+PORT = 5432
 #: As root the server runs as this account, for it refuses to run as root.
 ACCOUNT = "nobody"
 START_TIMEOUT = 30.0
@@ -44,10 +45,14 @@ def embedded_binaries() -> Path:
 class TemporaryPostgres:
     """Start, stop and fill a server; a context manager that leaves nothing behind.
 
-    `database` makes a database with our schema and returns the parameters that asyncpg wants.
+    `database` makes a database with our schema and returns the parameters that asyncpg wants. With
+    ``tcp_port`` it listens on 127.0.0.1 as well, where roles need their passwords.
     """
 
-    def __init__(self, binaries: Path | None = None) -> None:
+    def __init__(self, binaries: Path | None = None, *, tcp_port: int | None = None) -> None:
+        self._settings = dict(SETTINGS)
+        if tcp_port is not None:
+            self._settings |= {"listen_addresses": "127.0.0.1", "port": str(tcp_port)}
         self._home = Path(tempfile.mkdtemp(prefix="pgtest-", dir="/tmp"))
         self._as_root = os.geteuid() == 0
         if self._as_root:
@@ -60,8 +65,9 @@ class TemporaryPostgres:
 
     def __enter__(self) -> "TemporaryPostgres":
         try:
-            self._tool("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8",
-                       "--locale=C", "--no-sync", "--no-instructions")  # fmt: skip
+            self._tool("initdb", "-D", self._data, "-U", "postgres", "--auth-local=trust",
+                       "--auth-host=scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync",
+                       "--no-instructions")  # fmt: skip
             self.start()
             self.sql("CREATE DATABASE ours")
             self._run_file("ours", SCHEMA)
@@ -80,7 +86,7 @@ class TemporaryPostgres:
 
     def start(self) -> None:
         """Start the server; returns when it takes connections."""
-        options = [text for key, value in SETTINGS.items() for text in ("-c", f"{key}={value}")]
+        options = [text for key, value in self._settings.items() for text in ("-c", f"{key}={value}")]
         self._process = subprocess.Popen(
             [self._binaries / "postgres", "-D", self._data, "-k", self._home, *options],
             stdin=subprocess.DEVNULL,
@@ -111,7 +117,12 @@ class TemporaryPostgres:
 
     def parameters(self, database: str) -> dict[str, str]:
         """asyncpg's parameters for a database of this server."""
-        return {"host": str(self._home), "user": "postgres", "database": database}
+        return {
+            "host": str(self._home),
+            "port": self._settings.get("port", str(PORT)),
+            "user": "postgres",
+            "database": database,
+        }
 
     def database(self, template: str = "ours") -> dict[str, str]:
         """Parameters of a new database like *template*: ours, template0 (empty) or an earlier one of ours."""
@@ -134,7 +145,8 @@ class TemporaryPostgres:
 
     def _psql(self, *arguments: str, database: str, text: str = "") -> str:
         return self._tool(
-            "psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", str(self._home), "-U", "postgres",
+            "psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", str(self._home),
+            "-p", self._settings.get("port", str(PORT)), "-U", "postgres",
             "-d", database, *arguments, text=text,
         )  # fmt: skip
 

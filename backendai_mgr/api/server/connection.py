@@ -50,6 +50,8 @@ class Connection:
         self._reading = trio.CancelScope()
         self._ends_at = trio.current_time() + limits.head_seconds
         self._closing = False
+        #: Whether the end of what we send was sent.
+        self._ended = False
         #: Whether nothing can be sent any more.
         self.gone = False
         self._protocol: Http1 | Http2
@@ -190,7 +192,7 @@ class Connection:
         """Send it all, or cut the connection. Not cancelled half-way, which would garble what follows."""
         async with self._turn:
             for at in range(0, len(data), _SLICE_BYTES):
-                if self.gone:
+                if self.gone or self._ended:
                     return
                 piece = data if len(data) <= _SLICE_BYTES else data[at : at + _SLICE_BYTES]
                 deadline = trio.current_time() + self._limits.send_seconds
@@ -208,9 +210,13 @@ class Connection:
             return
         self._closing = True
         self._wait_until(trio.current_time() + _LINGER_SECONDS)
-        scope = trio.CancelScope(shield=True, deadline=trio.current_time() + _LINGER_SECONDS)
-        with scope, suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-            if isinstance(self._stream, trio.SocketStream):
-                await self._stream.send_eof()
-            else:
-                await self._stream.aclose()
+        with (
+            trio.CancelScope(shield=True, deadline=trio.current_time() + _LINGER_SECONDS),
+            suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError),
+        ):
+            async with self._turn:  # another task may be within a write
+                self._ended = True
+                if isinstance(self._stream, trio.SocketStream):
+                    await self._stream.send_eof()
+                else:
+                    await self._stream.aclose()

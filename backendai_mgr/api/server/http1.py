@@ -3,11 +3,15 @@
 from typing import Any
 
 import h11
-from hypercorn.events import RawData
+import hypercorn.protocol.h11
+from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h11 import H11Protocol
 
 from ..context import Limits
 from ..problems import COMMON_HEADERS, Problem, protocol_problem
+from .websocket import WebSocket
+
+hypercorn.protocol.h11.WSStream = WebSocket  # type: ignore[attr-defined]
 
 
 class Http1(H11Protocol):
@@ -23,6 +27,13 @@ class Http1(H11Protocol):
     def in_head(self) -> bool:
         """Whether a part of a request's head has come."""
         return bool(self.connection.trailing_data[0])
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if (status := _refusal(request)) is None:
+            await super()._create_stream(request)
+        else:
+            await self._send_error_response(status)
+            await self.send(Closed())
 
     async def too_slow(self) -> None:
         """Refuse a request whose head has not come in time."""
@@ -48,6 +59,22 @@ class Http1(H11Protocol):
         await self._send_h11_event(h11.Response(status_code=problem.status, headers=_head(problem)))
         await self._send_h11_event(h11.Data(data=problem.body()))
         await self._send_h11_event(h11.EndOfMessage())
+
+
+def _refusal(request: h11.Request) -> int | None:
+    """Why h11's view of a request is not ours: the status to refuse it with."""
+    if request.http_version < b"1.0":
+        return 505
+    # Where the body ends is read in two ways, and another server before this one may have chosen the other
+    # (RFC 9112 §6.1, §6.3).
+    fields = dict(request.headers)
+    length, coding = fields.get(b"content-length"), fields.get(b"transfer-encoding")
+    if coding is not None and (length is not None or request.http_version < b"1.1"):
+        return 400
+    # What follows would be taken for frames.
+    if fields.get(b"upgrade", b"").lower() == b"websocket" and (coding or length not in (None, b"0")):
+        return 400
+    return None
 
 
 def whole_reply(problem: Problem) -> bytes:

@@ -28,6 +28,7 @@ from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGIReceiveEvent, 
 
 from ..context import Limits
 from ..problems import COMMON_HEADERS, protocol_problem
+from .websocket import WebSocket
 
 #: When so many messages wait for an application, its stream's window stays shut.
 _MOST_WAITING = 8
@@ -49,6 +50,7 @@ class _Buffer(StreamBuffer):
 
 
 hypercorn.protocol.h2.StreamBuffer = _Buffer  # type: ignore[misc]
+hypercorn.protocol.h2.WSStream = WebSocket  # type: ignore[attr-defined]
 
 
 class Http2(H2Protocol):

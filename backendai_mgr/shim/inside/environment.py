@@ -1,34 +1,28 @@
-"""The environment of a kernel, for a host that was started before they were known.
+"""The environment of a kernel, for a host that was started before it was known.
 
 Loaded by `host` (see there for what holds of all modules in this folder).
 """
 
 import os
-import resource
 import sys
 from time import tzset
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict
+    from typing import Any, Dict  # noqa: F401
 
 
-def configure(order: "Dict[str, Any]") -> None:
-    """Take on the environment and the limits (rlimits by name) of a kernel, as if started with them."""
-    for name, most in order.get("limits", {}).items():
-        kind = getattr(resource, name)
-        _, hard = resource.getrlimit(kind)
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+def configure(env: "Dict[str, str]") -> None:
+    """Take on the environment of a kernel, as if started with it."""
     os.environ.clear()
-    os.environ.update(order["env"])
+    os.environ.update(env)
     tzset()
     sys.path_importer_cache.clear()
-    ours = [entry for entry in order["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
+    ours = [entry for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.path[1:1] = [entry for entry in ours if entry not in sys.path]
     site = sys.modules.get("site")  # type: Any
     # The guest was started without, lest it obeyed the user's files before it had the user's account.
-    if site is not None and sys.prefix == sys.base_prefix and "PYTHONNOUSERSITE" not in order["env"]:
+    if site is not None and sys.prefix == sys.base_prefix and "PYTHONNOUSERSITE" not in env:
         site.ENABLE_USER_SITE = True
         site.USER_BASE = site.USER_SITE = None
         site.addusersitepackages(set(sys.path))

@@ -10,7 +10,8 @@ length (4 bytes, big endian) and a JSON object.  It receives
     {"configure": {"env", "limits"}}            for what it executes from now on; limits are rlimits by name
     {"execute": number, "line": text, "stdin": text | null}     a command line; stdin null: it can be fed
     {"feed": number, "text": text | null}       to its standard input; null ends that
-    {"signal": number, "to": number}            to its process group; 0 is the interpreter
+    {"signal": number, "to": number, "alone": bool}     to its process group, or to the leader of that alone;
+                                                0 is the interpreter
 
 and sends ``{"ready": true}`` (unless there is an interpreter, which says so itself), ``{"reads": number}``
 when a command waits for input, and ``{"exited": number, "status": wait status}`` for commands and, as number
@@ -24,10 +25,13 @@ import ctypes
 import gc
 import json
 import os
-import resource
 import select
 import signal
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # a PYTHONSAFEPATH of the user's leaves it out
+
+import rlimits  # type: ignore[import-not-found]  # beside this file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,21 +185,21 @@ class Guest:
                 if command.number == message["feed"]:
                     command.feed(message["text"])
         elif "signal" in message:
-            self._signal(message["signal"], message["to"])
+            self._signal(message["signal"], message["to"], message["alone"])
             self.send(signalled=message["to"])
 
     def _configure(self, env: "Dict[str, str]", limits: "Dict[str, int]") -> None:
         self._env = env
-        limit(limits)
+        rlimits.lower(limits)
 
-    def _signal(self, number: int, to: int) -> None:
+    def _signal(self, number: int, to: int, alone: bool) -> None:
         pid = self._interpreter if to == INTERPRETER else None
         for command in self._commands.values():
             if command.number == to:
                 pid = command.pid
         if pid is not None:
             try:  # noqa: SIM105  (contextlib is not loaded yet)
-                os.killpg(pid, number)
+                (os.kill if alone else os.killpg)(pid, number)
             except ProcessLookupError:
                 pass
 
@@ -284,16 +288,6 @@ def _inode_read_from(pid: str) -> "Optional[int]":
     except (OSError, IndexError, ValueError):
         pass
     return None
-
-
-def limit(limits: "Dict[str, int]") -> None:
-    """Lower our own limits, which all that we start inherits."""
-    for name, most in limits.items():
-        kind = getattr(resource, name)
-        _, hard = resource.getrlimit(kind)
-        if hard != resource.RLIM_INFINITY:
-            most = min(most, hard)
-        resource.setrlimit(kind, (most, most))
 
 
 def become(account: str) -> None:

@@ -71,7 +71,7 @@ def _read_source(name: str) -> "Tuple[str, bytes]":
 
 
 #: Read now, so that what is compiled later, if at all, is what was here at the start.
-_LATER = {name: _read_source(name) for name in ("completion", "display", "environment", "figures")}
+_LATER = {name: _read_source(name) for name in ("completion", "display", "environment", "figures", "rlimits")}
 
 
 def _fill(module: types.ModuleType, source: "Tuple[str, bytes]") -> None:
@@ -137,7 +137,8 @@ class Host:
                 self._after_user_code(0)
                 self._control.completions(message["complete"], matches)
             elif "configure" in message and self._configurable:
-                _load("environment").configure(message["configure"])
+                _load("rlimits").lower(message["configure"]["limits"])
+                _load("environment").configure(message["configure"]["env"])
 
     def _run(self, number: int, code: str) -> "Tuple[int, bool]":
         """Run the code; return its exit code and whether KeyboardInterrupt ended it."""
