@@ -6,6 +6,7 @@ It knows what the measured servers send, no more: bodies have a length, messages
 import base64
 import json
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -81,10 +82,11 @@ class Requests:
 
 
 class Connection:
-    """One kept-alive connection."""
+    """One kept-alive connection. With *quick_ack* each segment is acknowledged at once."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, *, quick_ack: bool = False) -> None:
         self.stream = stream
+        self._quick_ack = quick_ack
         self.buffer = bytearray()
 
     async def exchange(self, request: bytes, *expected: int) -> bytes:
@@ -109,6 +111,8 @@ class Connection:
 
     async def more(self) -> None:
         """Take what comes next."""
+        if self._quick_ack:  # Linux forgets it again
+            self.stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         piece = await self.stream.receive_some(_PIECE)
         if not piece:
             raise WireError("the server closed the connection")
@@ -172,16 +176,18 @@ def _frame_head(opcode: int, length: int) -> bytes:
 
 
 @asynccontextmanager
-async def connect(address: Address) -> AsyncIterator[Connection]:
+async def connect(address: Address, *, quick_ack: bool = False) -> AsyncIterator[Connection]:
     stream = await trio.open_tcp_stream(address.host, address.port)
     try:
-        yield Connection(stream)
+        yield Connection(stream, quick_ack=quick_ack)
     finally:
         await trio.aclose_forcefully(stream)
 
 
 @asynccontextmanager
-async def open_websocket(requests: Requests, target: str) -> AsyncIterator[WebSocket]:
-    async with connect(requests.address) as connection:
+async def open_websocket(
+    requests: Requests, target: str, *, quick_ack: bool = False
+) -> AsyncIterator[WebSocket]:
+    async with connect(requests.address, quick_ack=quick_ack) as connection:
         await connection.exchange(requests.make("GET", target, upgrade=True), 101)
         yield WebSocket(connection)

@@ -44,9 +44,9 @@ THIRD_PARTIES: dict[str, set[str]] = {
     "agentlink": {"attrs", "trio", "msgpack", "cattrs"},
     "clients": {"attrs", "trio", "httpx"},
     "settings": {"attrs", "trio", "httpx"},
-    # Hypercorn, h2, h11, wsproto: the server's own protocols are where a connection's bounds are kept.
+    # Hypercorn and what it speaks with: the server's protocols are where a connection's bounds are kept.
     "api": {"attrs", "cattrs", "trio", "quart", "quart_trio", "werkzeug", "prometheus_client", "dateutil"}
-    | {"hypercorn", "wsproto", "h2", "h11"},
+    | {"hypercorn", "wsproto", "h2", "h11", "hyperframe"},
     "app": {"attrs", "trio", "prometheus_client"},
     "agent": {"attrs", "cattrs", "trio", "msgpack"},
     "agent.backends": {"attrs", "trio", "httpx"},

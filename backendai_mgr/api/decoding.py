@@ -19,7 +19,7 @@ from ..domain.errors import InvalidParameters
 T = TypeVar("T")
 
 INVALID = "Input validation error"
-_INTEGER = re.compile(r"[+-]?[0-9]{1,18}\Z")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,19}\Z")
 _NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?\Z")
 _TRUE = frozenset({"true", "t", "y", "yes", "on", "1"})
 _FALSE = frozenset({"false", "n", "no", "off", "0", "none"})

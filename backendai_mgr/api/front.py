@@ -30,6 +30,8 @@ PEER = "backendai.peer"
 
 _AUTHORITY = re.compile(rb"\Ahttps?://[^/?#]*", re.IGNORECASE)
 _STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
+#: What is around a header field's name and value: a colon, a space and the end of the line.
+_FIELD_BYTES = 4
 _PREFLIGHT_SECONDS = b"600"
 
 
@@ -73,7 +75,7 @@ class Front:
     def _refusal(self, scope: Scope) -> Problem | None:
         """The limit that the request is beyond, if any."""
         head = len(scope["raw_path"]) + len(scope["query_string"])
-        head += sum(len(name) + len(value) for name, value in scope["headers"])
+        head += sum(len(name) + len(value) + _FIELD_BYTES for name, value in scope["headers"])
         if head > self._limits.head_bytes:
             return protocol_problem(431)
         if self._under_way[scope["type"]] > self._most[scope["type"]]:

@@ -71,6 +71,11 @@ class SocketConnection(TrioASGIWebsocketConnection):
                     self.left_cleanly = peer.said_goodbye(event.get("code"))
                     return
 
+    async def send_data(self, send: Any, data: Any) -> None:
+        if self._closed:  # by another task of the handler, which was about to end this one
+            raise PeerLeft(clean=False)
+        await super().send_data(send, data)
+
     async def close_connection(self, send: Any, code: int, reason: str) -> None:
         if not self._closed:
             self._closed = True

@@ -60,7 +60,7 @@ class LocalOptions:
     allow_unisolated: bool = False
     isolation: str = "auto"
     network: bool = False
-    #: Further settings of the children: (table, key) -> value; tables are ``agent`` and ``manager``.
+    #: Further settings of the children: (table, key) -> value; tables: ``agent``, ``manager``, ``limits``.
     settings: Mapping[tuple[str, str], Any] = attrs.Factory(dict)
     logging: LoggingConfig = LoggingConfig(level="WARNING")
 
@@ -294,7 +294,7 @@ class _ChildFiles:
             "access-key": self.credentials.access_key,
             "secret-key": self.credentials.secret_key,
         }
-        self._write("manager", {"manager": manager, "db": database, "local": local})
+        self._write("manager", {"manager": manager, "limits": {}, "db": database, "local": local})
 
     def _write(self, name: str, document: Mapping[str, Mapping[str, Any]]) -> None:
         lines = ["# Written by `backendai-mgr up` at each start; changes here are lost."]

@@ -6,6 +6,7 @@ The nesting is the order of a stop: HTTP drains first, then the loops end, then 
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -16,11 +17,11 @@ from ..agentlink.links import open_links
 from ..api.app import create_app
 from ..api.context import RequestIdFilter
 from ..api.server.serving import open_listener, raise_descriptor_limit, serve_http
-from ..api.server.tls import server_context
+from ..api.server.tls import CertificateError, load_certificate, server_context
 from ..db.joining import PgJoining
 from ..db.pool import open_database
 from ..domain.ids import AgentId
-from ..runtime.config import HostPort
+from ..runtime.config import ConfigError, HostPort
 from ..runtime.supervise import supervise
 from ..services.ports import StoreUnavailable
 from ..services.stopping import end_all_sessions
@@ -44,17 +45,21 @@ async def serve_manager(
     stop: trio.Event,
     end_sessions: trio.Event,
     listener: socket.socket | None = None,
+    hangups: trio.MemoryReceiveChannel[None] | None = None,
     task_status: trio.TaskStatus[dict[str, str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until ``stop``; started with ``{"endpoint": URL}`` once sessions can be had.
 
-    The socket is *listener*, which somebody else has bound, or one that is opened here. A stop ends all
-    sessions as well when ``end_sessions`` is set by then. The process is gone `shutdown_timeout` seconds
-    after ``stop``, whatever a client does.
+    The socket is *listener*, which somebody else has bound, or one that is opened here. Upon each item of
+    *hangups* the certificate is read anew. `ConfigError` when there is none that can be used at the start.
+
+    A stop ends all sessions as well when ``end_sessions`` is set by then. The process is gone
+    `shutdown_timeout` seconds after ``stop``, whatever a client does.
     """
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestIdFilter())
     raise_descriptor_limit()
+    tls = _tls(config)
     if listener is None:
         listener = open_listener(config.service_addr.host, config.service_addr.port)
     async with trio.open_nursery() as last_resort:
@@ -71,7 +76,9 @@ async def serve_manager(
                     loops.start_soon(partial(supervise, getattr(manager, name).run, name=name))
                 in_turn = {name: getattr(manager, name).run for name in ("scheduler", "reaper")}
                 loops.start_soon(partial(run_in_turn, manager.turns, in_turn))
-                await _serve_http(config, manager, listener, stop, task_status)
+                if tls is not None and hangups is not None:
+                    loops.start_soon(_renew_certificate, tls, config, hangups)
+                await _serve_http(config, manager, listener, tls, stop, task_status)
                 with trio.move_on_after(END_SESSIONS_TIMEOUT + CLEANUP_TIMEOUT):
                     await _leave(manager, end_sessions.is_set())
                 loops.cancel_scope.cancel()
@@ -82,11 +89,11 @@ async def _serve_http(
     config: ManagerConfig,
     manager: Manager,
     listener: socket.socket,
+    tls: ssl.SSLContext | None,
     stop: trio.Event,
     task_status: trio.TaskStatus[dict[str, str]],
 ) -> None:
     """Serve HTTP until ``stop`` and the drain that follows it."""
-    tls = None if config.tls is None else server_context(*config.tls)
     async with trio.open_nursery() as nursery:
         serve = partial(
             serve_http,
@@ -108,6 +115,27 @@ async def _serve_http(
         manager.health.draining = True
         manager.hub.stop()
         manager.health.stopping.set()
+
+
+def _tls(config: ManagerConfig) -> ssl.SSLContext | None:
+    try:
+        return None if config.tls is None else server_context(*config.tls)
+    except CertificateError as error:
+        raise ConfigError(str(error)) from error
+
+
+async def _renew_certificate(
+    tls: ssl.SSLContext, config: ManagerConfig, hangups: trio.MemoryReceiveChannel[None]
+) -> None:
+    """Use the files as they are now, each time that is asked for."""
+    assert config.tls is not None
+    async for _ in hangups:
+        try:
+            load_certificate(tls, *config.tls)
+        except CertificateError as error:
+            log.error("the certificate stays as it was: %s", error)
+        else:
+            log.info("the certificate was read anew")
 
 
 def _endpoint(config: ManagerConfig, listener: socket.socket) -> str:

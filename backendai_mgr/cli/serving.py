@@ -107,12 +107,14 @@ async def _start_server(config_path: Path | None) -> None:
 
 
 async def _obey_signals(
-    stop: trio.Event, reload: trio.MemorySendChannel[None], *, task_status: trio.TaskStatus[None]
+    stop: trio.Event, reload: trio.MemorySendChannel[None] | None, *, task_status: trio.TaskStatus[None]
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    """SIGTERM and SIGINT stop; SIGHUP, where anything can be read anew, has that done."""
+    numbers = [signal.SIGTERM, signal.SIGINT, *([] if reload is None else [signal.SIGHUP])]
+    with trio.open_signal_receiver(*numbers) as signals:
         task_status.started()
         async for number in signals:
-            if number != signal.SIGHUP:
+            if reload is None or number != signal.SIGHUP:
                 stop.set()
                 continue
             with suppress(trio.WouldBlock):  # one is due already, and it will see what has changed by now
@@ -128,7 +130,7 @@ async def _obey_signals(
 @options.worker_id
 @options.metrics_number
 def worker(listen: int | None, worker_id: str | None, metrics_number: int | None, **given: Any) -> Any:
-    """Serve the API, as one process, until SIGTERM or SIGINT.
+    """Serve the API, as one process, until SIGTERM or SIGINT. SIGHUP has the certificate read anew.
 
     With --data-dir it is the worker of that local system; else manager.toml says all.
     """
@@ -149,12 +151,13 @@ async def _worker(
     config = attrs.evolve(config, num_proc=1) if worker_id is None else attrs.evolve(config, id=worker_id)
     if metrics_number is not None:
         share_figures(metrics_number)
-    serve = partial(serve_manager, config, stop=process.stop, end_sessions=process.end)
+    hangup, hangups = trio.open_memory_channel[None](1)
+    serve = partial(serve_manager, config, stop=process.stop, end_sessions=process.end, hangups=hangups)
     if listen is not None:
         os.set_inheritable(listen, False)
         serve = partial(serve, listener=socket.socket(fileno=listen))
-    with told(SchemaMismatch, StoreUnavailable):
-        await _run(process, serve, f"The address {config.service_addr}")
+    with told(ConfigError, SchemaMismatch, StoreUnavailable):
+        await _run(process, serve, f"The address {config.service_addr}", hangup)
 
 
 @click.command()
@@ -216,10 +219,15 @@ def _read_agent(schema: Schema[_Config], process: _Process, given: Sequence[Sett
     return read_for(schema, folder, process.config_path, given)
 
 
-async def _run(process: _Process, serve: Callable[..., Awaitable[None]], address: str) -> None:
+async def _run(
+    process: _Process,
+    serve: Callable[..., Awaitable[None]],
+    address: str,
+    hangup: trio.MemorySendChannel[None] | None = None,
+) -> None:
     """Serve until a signal or the lifeline says stop; tell the parent when ready."""
     async with trio.open_nursery() as nursery:
-        await nursery.start(_stop_at_signal, process.stop)
+        await nursery.start(_obey_signals, process.stop, hangup)
         if process.lifeline is not None:
             nursery.start_soon(_follow_lifeline, process)
         with told(PathRefused), _address_told(address), await _only_one(process):
@@ -231,13 +239,6 @@ async def _run(process: _Process, serve: Callable[..., Awaitable[None]], address
                 await process.stop.wait()
                 process.notifier.stopping()
         nursery.cancel_scope.cancel()
-
-
-async def _stop_at_signal(stop: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for _ in signals:
-            stop.set()
 
 
 async def _follow_lifeline(process: _Process) -> None:

@@ -19,6 +19,9 @@ from ..runtime.paths import default_data_dir
 from . import options
 from .errors import told
 
+#: Tables of the children's files that ``--set`` reaches.
+SETTABLE = ("agent", "manager", "limits")
+
 
 def _settings(_: click.Context, __: click.Parameter, given: Sequence[str]) -> dict[tuple[str, str], Any]:
     """``agent.pool-size=0`` and the like; what is no TOML value is text."""
@@ -26,8 +29,10 @@ def _settings(_: click.Context, __: click.Parameter, given: Sequence[str]) -> di
     for text in given:
         name, equals, value = text.partition("=")
         table, dot, key = name.partition(".")
-        if not (equals and dot and key) or table not in ("agent", "manager"):
-            raise click.BadParameter(f"{text!r} is not agent.KEY=VALUE or manager.KEY=VALUE")
+        if not (equals and dot and key) or table not in SETTABLE:
+            raise click.BadParameter(
+                f"{text!r} is not agent.KEY=VALUE, manager.KEY=VALUE or limits.KEY=VALUE"
+            )
         try:
             settings[table, key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
@@ -61,7 +66,7 @@ def _settings(_: click.Context, __: click.Parameter, given: Sequence[str]) -> di
     multiple=True,
     metavar="TABLE.KEY=VALUE",
     callback=_settings,
-    help="A setting of the agent or the manager, as in conf/agent.toml and conf/manager.toml; repeatable.",
+    help="A setting of the agent, the manager or its limits, as in conf/*.toml; repeatable.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, not only what goes wrong.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)

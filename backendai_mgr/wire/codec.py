@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any, TypeVar
 from uuid import UUID
 
+import attrs
 from cattrs import Converter
 
 T = TypeVar("T")
@@ -35,6 +36,18 @@ def _uuid(value: Any, _: Any) -> UUID:
     return UUID(value)
 
 
+def _from_a_map(kind: Any, converter: Converter) -> Any:
+    """cattrs looks members up by ``in``, so any list or text would do for a class that has all defaults."""
+    structure = converter.gen_structure_attrs_fromdict(kind)
+
+    def checked(value: Any, wanted: Any) -> Any:
+        if not isinstance(value, dict):
+            raise TypeError(f"expected a map, got {type(value).__name__}")
+        return structure(value, wanted)
+
+    return checked
+
+
 def make_converter(*, forbid_extra_keys: bool = False) -> Converter:
     """A converter with our strict primitives; ``forbid_extra_keys`` refuses unknown members."""
     converter = Converter(forbid_extra_keys=forbid_extra_keys)
@@ -43,6 +56,7 @@ def make_converter(*, forbid_extra_keys: bool = False) -> Converter:
     converter.register_structure_hook(float, _float)
     converter.register_structure_hook(UUID, _uuid)
     converter.register_unstructure_hook(UUID, str)
+    converter.register_structure_hook_factory(attrs.has, lambda kind: _from_a_map(kind, converter))
     return converter
 
 

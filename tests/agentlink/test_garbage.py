@@ -8,11 +8,14 @@ import pytest
 import trio
 
 from backendai_mgr.runtime.zmqsocket import MAX_FRAME, open_context
-from backendai_mgr.wire import callosum, link
+from backendai_mgr.wire import callosum, calls, link
 from backendai_mgr.wire.callosum import Kind
+from tests.wire.test_calls import CALLS
+from tests.wire.wrong import wrong_members
 
 from .conftest import KERNEL
 
+GOOD_CALLS = [call for call, _ in CALLS]
 NOISE = random.Random(7).randbytes
 
 
@@ -82,6 +85,60 @@ MESSAGES = [
     [*request()[:2], b"\x91" * 5000],
     [*request()[:2], msgpack.packb({"meta": b"", "body": b"\xc1"})],
 ]
+
+
+#: Bodies that promise more than they hold, or hide themselves deep: (the packed arguments).
+BOMBS = {
+    "an endless array": b"\xdd\xff\xff\xff\xff",
+    "an endless map": b"\xdf\xff\xff\xff\xff",
+    "endless bytes": b"\xc6\xff\xff\xff\xffx",
+    "endless text": b"\xdb\xff\xff\xff\xffx",
+    "an endless extension": b"\xc9\xff\xff\xff\xff\x01x",
+    "arrays in arrays": b"\x91" * 100_000 + b"\xc0",
+    "maps in maps": b"\x81\xa1a" * 100_000 + b"\xc0",
+    "maps as names": b"\x81" * 100_000,
+    "arrays as names": b"\x82\xa4args\x90\xa6kwargs\x81\x90\xc0",
+    "a million nothings": b"\xdd\x00\x0f\x42\x40" + b"\xc0" * 1_000_000,
+    "a million names": b"\x82\xa4args\x90\xa6kwargs\xdf\x00\x01\x86\xa0"
+    + b"".join(b"\xa5%05d\xc0" % n for n in range(100_000)),
+    "a time": b"\xd7\xff" + bytes(8),
+    "a time that is none": b"\xc7\x0c\xff" + b"\xff" * 12,
+    "the unused byte": b"\xc1",
+    "text that is not UTF-8": b"\xa2\xff\xfe",
+    "two values": b"\xc0\xc0",
+    "nothing": b"",
+    **{f"cut off after {n}": callosum.pack({"args": [], "kwargs": {"a": None}})[:n] for n in range(1, 17)},
+}  # fmt: skip
+
+
+async def answered(endpoint, frames) -> callosum.Message:
+    """What the agent answers to these frames."""
+    async with open_context() as context, context.dealer(endpoint) as dealer:
+        with trio.fail_after(10):
+            await dealer.send(frames)
+            return callosum.decode(await dealer.recv())
+
+
+@pytest.mark.parametrize("packed", BOMBS.values(), ids=BOMBS)
+async def test_arguments_that_cannot_be_read_are_refused(link, endpoint, packed):
+    frames = [*request()[:2], msgpack.packb({"meta": b"", "body": packed})]
+    reply = await answered(endpoint, frames)
+    assert (reply.kind, callosum.explanation(reply)[0]) == (Kind.FAILURE, "AgentRefusal")
+    assert callosum.explanation(reply)[1].startswith("bad-request: ")
+    await good_call_works(link)
+
+
+@pytest.mark.parametrize("call", GOOD_CALLS, ids=lambda call: call.method)
+async def test_wrong_arguments_are_refused(link, endpoint, agent, call):
+    for name, arguments in wrong_members(type(call), calls.to_wire(call)):
+        if not all(isinstance(member, str) for member in arguments):
+            continue
+        reply = await answered(endpoint, callosum.encode(callosum.function(call.method, 1, arguments)))
+        told = callosum.explanation(reply)
+        assert (reply.kind, told[0]) == (Kind.FAILURE, "AgentRefusal"), name
+        assert told[1].startswith("bad-request: "), name
+        assert not agent.calls
+    await good_call_works(link)
 
 
 @pytest.mark.parametrize("frames", MESSAGES, ids=lambda frames: f"{len(frames)}x{b' '.join(frames)[:24]!r}")

@@ -16,9 +16,12 @@ from backendai_mgr.wire.reports import Report
 
 from .harness import Server
 
-#: A worker: what it is told to do comes as JSON lines, each answered with what it exposes then.
-WORKER = """
-import json, sys
+#: A worker: what it is told to do comes as JSON lines, each answered with what it exposes then. The checkout
+#: comes last on its path: it has the tests, while the package may be installed elsewhere.
+WORKER = (
+    f"import sys; sys.path.append({str(Path(__file__).parents[2])!r})"
+    + """
+import json
 from prometheus_client import CollectorRegistry
 from backendai_mgr.app.figures import share_figures
 share_figures(int(sys.argv[1]))
@@ -37,6 +40,7 @@ for line in sys.stdin:
             pool.note(agent, epoch, report(numbers))
     print(json.dumps(exposition(registry).decode()), flush=True)
 """
+)
 
 REQUEST = ["request", ["/livez", "GET", 200, 0.5]]
 
@@ -60,7 +64,6 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER, str(number)],
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)},
-            cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -274,6 +274,19 @@ async def test_a_stopping_server_closes_resumably(server, client):
     assert run.interrupts == 0
 
 
+async def test_output_that_comes_while_the_server_says_goodbye_is_no_error(server, client):
+    run = await start(server, client)
+    with trio.fail_after(10):
+        async with await shaken_hands(server) as stream:
+            for _ in range(200):
+                run.write(b"x" * 65536)
+            await stalled(run, client)
+            server.health.stopping.set()
+            while await stream.receive_some(65536):
+                pass
+    await run.until(lambda: run.readers == 0)
+
+
 async def test_a_stopping_server_does_not_wait_for_a_client_that_reads_nothing():
     async with serving(Limits(close_seconds=0.3)) as server, server.client() as client:
         run = await start(server, client)

@@ -1,7 +1,9 @@
 """One run, read over every transport: curl, httpx, websockets; HTTP/1.1 and HTTP/2; with and without TLS."""
 
 import json
+import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -18,7 +20,7 @@ import trustme
 import wsproto.connection
 import wsproto.events
 
-from .harness import Installation, Up, temporary_dir
+from .harness import Installation, Up, processes_of, temporary_dir, wait_until
 from .http import Http
 
 pytestmark = pytest.mark.system
@@ -48,6 +50,34 @@ def secure(installation: Installation, authority: trustme.CA) -> Iterator[tuple[
         with Up(installation, folder / "data", *options) as up:
             assert up.said["endpoint"].startswith("https://127.0.0.1:")
             yield up, trusted
+
+
+def test_a_new_certificate_is_shown_after_a_hangup(secure: tuple[Up, Path], authority: trustme.CA) -> None:
+    up, trusted = secure
+    folder = trusted.parent
+    assert shown(up, trusted) != "renewed"
+    issued = authority.issue_cert("127.0.0.1", common_name="renewed")
+    (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    (folder / "key.pem").write_bytes(issued.private_key_pem.bytes())
+    (worker,) = [
+        pid for pid, command in processes_of(up.data_dir).items() if "backendai_mgr worker" in command
+    ]
+    os.kill(worker, signal.SIGHUP)
+    wait_until(lambda: shown(up, trusted) == "renewed", 10, "the new certificate")
+
+
+def shown(up: Up, trusted: Path) -> str:
+    """The name in the certificate that the server shows."""
+    address = urlsplit(up.said["endpoint"])
+    context = ssl.create_default_context(cafile=str(trusted))
+    with (
+        socket.create_connection((address.hostname, address.port), timeout=10) as plain,  # type: ignore
+        context.wrap_socket(plain, server_hostname=address.hostname) as secured,
+    ):
+        certificate = secured.getpeercert()
+    assert certificate is not None
+    names = dict(pair for (pair,) in certificate["subject"])  # type: ignore
+    return str(names.get("commonName", ""))
 
 
 @pytest.fixture(params=["http", "https"])

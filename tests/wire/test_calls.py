@@ -2,12 +2,17 @@
 
 from uuid import UUID
 
+import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backendai_mgr.wire import calls
 from backendai_mgr.wire.callosum import FrameError, pack, unpack
 from backendai_mgr.wire.files import LogPlace
 from backendai_mgr.wire.rpc import KernelSpec, RunSpec
+
+from .wrong import wrong_members
 
 KERNEL = UUID(int=5)
 SPEC = KernelSpec(
@@ -40,6 +45,9 @@ CALLS = [
 ]
 
 
+MEMBERS = {field.name for call, _ in CALLS for field in attrs.fields(type(call))}
+
+
 @pytest.mark.parametrize(("call", "timeout"), CALLS, ids=lambda value: getattr(value, "method", ""))
 def test_every_call_comes_back_and_has_its_deadline(call, timeout):
     assert calls.from_wire(unpack(pack(calls.to_wire(call))), calls.CALLS[call.method]) == call
@@ -48,6 +56,37 @@ def test_every_call_comes_back_and_has_its_deadline(call, timeout):
 
 def test_the_table_knows_every_call():
     assert {call.method for call, _ in CALLS} == set(calls.CALLS)
+
+
+WRONG = {
+    f"{call.method}: {name}": (type(call), arguments)
+    for call, _ in CALLS
+    for name, arguments in wrong_members(type(call), calls.to_wire(call))
+}
+
+
+@pytest.mark.parametrize(("kind", "arguments"), WRONG.values(), ids=WRONG)
+def test_a_wrong_member_is_refused(kind, arguments):
+    with pytest.raises(FrameError):
+        calls.from_wire(unpack(pack(arguments)), kind)
+
+
+wild = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=9)
+    | st.binary(max_size=9) | st.sampled_from([str(KERNEL), "query", "r"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=9) | st.integers() | st.sampled_from([*MEMBERS]), inner, max_size=5),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(st.sampled_from([*calls.CALLS.values()]), st.dictionaries(st.sampled_from([*MEMBERS]), wild) | wild)
+def test_any_value_is_a_call_or_refused(kind, value):
+    try:
+        call = calls.from_wire(unpack(pack(value)), kind)
+    except FrameError:
+        return
+    assert calls.from_wire(calls.to_wire(call), kind) == call
 
 
 READ = {"kernel_id": str(KERNEL), "run_id": "r", "offset": 0, "max_bytes": 1, "wait": 0}

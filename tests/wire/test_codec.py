@@ -12,6 +12,11 @@ NOBODY = UUID(int=0)
 
 
 @attrs.frozen(kw_only=True)
+class Inner:
+    word: str = ""
+
+
+@attrs.frozen(kw_only=True)
 class Sample:
     text: str = ""
     number: int = 0
@@ -21,6 +26,7 @@ class Sample:
     id: UUID = NOBODY
     state: KernelState = KernelState.RUNNING
     words: dict[str, str] = attrs.Factory(dict)
+    inner: Inner | None = None
 
 
 def test_round_trip_keeps_types():
@@ -46,6 +52,8 @@ def test_round_trip_keeps_types():
         {"state": "unheard-of"},
         {"words": {"a": 1}},
         {"words": []},
+        {"inner": []},
+        {"inner": "text"},
     ],
 )
 def test_nothing_is_coerced(wrong):

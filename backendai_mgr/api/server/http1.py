@@ -1,7 +1,11 @@
 """HTTP/1.1 as Hypercorn speaks it, with one send where it has three, and refusals that say what is wrong."""
 
+from base64 import urlsafe_b64decode
 from typing import Any
 
+import h2.config
+import h2.connection
+import h2.exceptions
 import h11
 import hypercorn.protocol.h11
 from hypercorn.events import Closed, RawData
@@ -35,6 +39,10 @@ class Http1(H11Protocol):
             await self._send_error_response(status)
             await self.send(Closed())
 
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if _can_switch(event):
+            await super()._check_protocol(event)
+
     async def too_slow(self) -> None:
         """Refuse a request whose head has not come in time."""
         if self.in_head and self.connection.our_state is h11.IDLE:
@@ -63,7 +71,7 @@ class Http1(H11Protocol):
 
 def _refusal(request: h11.Request) -> int | None:
     """Why h11's view of a request is not ours: the status to refuse it with."""
-    if request.http_version < b"1.0":
+    if not b"1.0" <= request.http_version < b"2":
         return 505
     # Where the body ends is read in two ways, and another server before this one may have chosen the other
     # (RFC 9112 §6.1, §6.3).
@@ -75,6 +83,21 @@ def _refusal(request: h11.Request) -> int | None:
     if fields.get(b"upgrade", b"").lower() == b"websocket" and (coding or length not in (None, b"0")):
         return 400
     return None
+
+
+def _can_switch(request: h11.Request) -> bool:
+    """Whether HTTP/2 could take over, if that is asked for: its settings have to make sense."""
+    fields = dict(request.headers)
+    if fields.get(b"upgrade", b"").lower() == b"h2c":
+        wanted = fields.get(b"http2-settings", b"")
+        trial = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        try:
+            if len(urlsafe_b64decode(wanted)) % 6:  # bytes of a setting
+                return False
+            trial.initiate_upgrade_connection(wanted)
+        except (ValueError, h2.exceptions.ProtocolError):
+            return False
+    return True
 
 
 def whole_reply(problem: Problem) -> bytes:

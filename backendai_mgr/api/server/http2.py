@@ -8,6 +8,7 @@ is refused for its stream alone.
 import copy
 import dataclasses
 import math
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, cast
@@ -18,7 +19,7 @@ import hypercorn.protocol.h2
 import trio
 from h2.errors import ErrorCodes
 from hypercorn.config import Config
-from hypercorn.events import Closed
+from hypercorn.events import Closed, Updated
 from hypercorn.events import Event as ServerEvent
 from hypercorn.protocol.events import Body, Data, EndBody, EndData, Event, StreamClosed
 from hypercorn.protocol.h2 import BUFFER_LOW_WATER, H2Protocol, StreamBuffer
@@ -33,6 +34,12 @@ from .websocket import WebSocket
 #: When so many messages wait for an application, its stream's window stays shut.
 _MOST_WAITING = 8
 _SLICE_BYTES = 1 << 16
+#: What h11 takes in HTTP/1.1 and h2 does not look at (RFC 9110 §9.1, RFC 3986 §3.3).
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+_PATH = re.compile(rb"[\x21-\x7e]+\Z")
+#: Frames that ask for nothing, or take back what was asked: so many at once, and so many per second.
+_MOST_IDLE_FRAMES = 1000
+_IDLE_FRAMES_PER_SECOND = 100
 
 
 class _Buffer(StreamBuffer):
@@ -70,6 +77,24 @@ class Http2(H2Protocol):
         #: Of each stream: messages that wait for its application, and how far its window is shut for that.
         self._waiting: dict[int, int] = {}
         self._shut: dict[int, int] = {}
+        #: Frames to no purpose that the client may still send, and since when.
+        self._allowed: float = _MOST_IDLE_FRAMES
+        self._allowed_at = trio.current_time()
+
+    async def initiate(
+        self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None
+    ) -> None:
+        if headers is None or settings is None:
+            await super().initiate()
+            return
+        # As Hypercorn's, but the request of the upgrade may be refused, or be over already.
+        self.connection.initiate_upgrade_connection(settings)
+        await self._flush()
+        self.task_group.spawn(self.send_task)
+        await self._create_stream(h2.events.RequestReceived(stream_id=1, headers=headers))
+        if (stream := self.streams.get(1)) is not None:
+            await stream.handle(EndBody(stream_id=1))
+        await self.send(Updated(idle=self.idle))
 
     def came(self, stream_id: int) -> None:
         """A message for the stream's application has come."""
@@ -102,11 +127,36 @@ class Http2(H2Protocol):
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:
+            if _is_idle_talk(event) and not self._patient():
+                await self._hang_up()
+                return
             if isinstance(event, h2.events.DataReceived):
                 await self._data(event)
-            else:
+                continue
+            # The stream may be gone already, by a frame that came along with this one.
+            with suppress(h2.exceptions.ProtocolError):
                 await super()._handle_events([event])
+            if isinstance(event, h2.events.RequestReceived):
+                # Hypercorn takes the connection for busy now, although the request may have been refused.
+                await self.send(Updated(idle=self.idle))
         await self._flush()
+
+    def _patient(self) -> bool:
+        """Whether the client may go on so."""
+        now = trio.current_time()
+        self._allowed += (now - self._allowed_at) * _IDLE_FRAMES_PER_SECOND
+        self._allowed = min(self._allowed, _MOST_IDLE_FRAMES) - 1
+        self._allowed_at = now
+        return self._allowed >= 0
+
+    async def _hang_up(self) -> None:
+        with suppress(h2.exceptions.ProtocolError):
+            self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+        await self._flush()
+        await self.send(Closed())
+
+    async def _priority_updated(self, event: h2.events.PriorityUpdated) -> None:
+        """Streams share alike: RFC 9113 has done away with priorities, and each would be kept for good."""
 
     async def _data(self, event: h2.events.DataReceived) -> None:
         stream_id, size = event.stream_id, event.flow_controlled_length
@@ -125,10 +175,11 @@ class Http2(H2Protocol):
 
     async def _create_stream(self, request: h2.events.RequestReceived) -> None:
         fields = dict(request.headers)
-        path, method = fields.get(b":path"), fields.get(b":method", b"")
+        path, method = fields.get(b":path", b""), fields.get(b":method", b"")
+        lacking = request.stream_ended is not None and fields.get(b"content-length", b"0").strip(b"0")
         if method == b"CONNECT" and fields.get(b":protocol") != b"websocket":
             await self._refuse(request.stream_id, 501)
-        elif path is None or not path.isascii() or not method.isascii():
+        elif lacking or not _PATH.match(path) or not _METHOD.match(method):
             await self._refuse(request.stream_id, 400)
         else:
             await super()._create_stream(request)
@@ -178,6 +229,22 @@ class Http2(H2Protocol):
     def _reset(self, stream_id: int, code: ErrorCodes) -> None:
         with suppress(h2.exceptions.ProtocolError):
             self.connection.reset_stream(stream_id, code)
+
+
+def _is_idle_talk(event: h2.events.Event) -> bool:
+    """Whether a client could send such frames by the million and have us do nothing else."""
+    match event:
+        case h2.events.DataReceived():
+            return not event.data and event.stream_ended is None
+        case h2.events.StreamReset():
+            return event.remote_reset
+    return isinstance(
+        event,
+        h2.events.PingReceived
+        | h2.events.PriorityUpdated
+        | h2.events.RemoteSettingsChanged
+        | h2.events.UnknownFrameReceived,
+    )
 
 
 class _StreamTasks:

@@ -9,7 +9,8 @@ from typing import Any
 
 import attrs
 
-from backendai_mgr.api.models import accounts, files, runs, sessions
+from backendai_mgr.api.models import accounts, agents, files, runs, sessions
+from backendai_mgr.domain.joining import TokenText
 
 from .kinds import Boolean, Choice, Integer, Items, Json, Kind, Mapped, Number, Record, Text
 from .wire import Request
@@ -186,6 +187,14 @@ SINGLE = {
 }
 FORM = b'--b\r\nContent-Disposition: form-data; name="src"; filename="f"\r\n\r\nx\r\n--b--\r\n'
 FORM_TYPE = "multipart/form-data; boundary=b"
+JOIN_TOKEN = TokenText.make(bytes([1] * 6), bytes([1] * 24))
+JOIN = {
+    "id": "i-2",
+    "addr": "tcp://127.0.0.1:6001",
+    "public_key": "k" * 40,
+    "architecture": "x86_64",
+    "token": str(JOIN_TOKEN),
+}
 RUN = "/session/<name>/runs/<run_id>"
 
 ENDPOINTS = [
@@ -227,6 +236,24 @@ ENDPOINTS = [
             "after": Text(),
         },
         model=sessions.ListSessions,
+    ),
+    Endpoint(
+        rule="/agents/join",
+        method="POST",
+        public=True,
+        place="json",
+        good=JOIN,
+        kinds={
+            "id": Text(blank=False, longest=64, unlike=["a b", "../a", "-a", "a\n"]),
+            "addr": Text(
+                blank=False, unlike=["10.0.0.1:6001", "tcp://node01:6001", "tcp://10.0.0.1:0", "ipc://x"]
+            ),
+            "public_key": Text(blank=False, longest=40, unlike=["k" * 39, "#\xe4" * 20]),
+            "architecture": Text(blank=False, longest=32, unlike=["X86/64", "x86\n"]),
+            "token": Text(),
+        },
+        model=agents.Join,
+        longest=8192,
     ),
     session("/session/<ref>"),
     session(

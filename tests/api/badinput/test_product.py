@@ -1,7 +1,10 @@
 """Every fault of every endpoint: a bad request is refused with its status, its type and the field that it is
 about, changes nothing and logs no error; and the endpoint's good request on the same connection works."""
 
+from datetime import UTC, datetime, timedelta
+
 import attrs
+import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -54,6 +57,9 @@ def put_in_order(shared: Shared) -> None:
     server.runs.runs = {"r1": run}
     server.sessions.calls.clear()
     server.files.files = {"f": b"x"}
+    server.joins.agents.clear()
+    server.joins.requests.clear()
+    server.joins.add_token(1, expires_at=datetime.now(UTC) + timedelta(hours=1))
 
 
 @pytest.fixture
@@ -82,6 +88,7 @@ def test_a_bad_request(world, endpoint, bad):
         server = world.server
         assert list(server.runs.runs) == ["r1"]
         assert server.files.files == {"f": b"x"}
+        assert server.joins.requests == []
         assert not {call[0] for call in server.sessions.calls} & {"create", "list"}
         if not endpoint.websocket:
             assert "connection" not in reply.headers
@@ -91,6 +98,37 @@ def test_a_bad_request(world, endpoint, bad):
         assert connection.rest() == b""
     with world.connect() as connection:
         assert connection.ask(endpoint.request()).status == endpoint.status
+
+
+#: One of each group, since behind the transport all is the same.
+OVER_HTTP2 = (
+    "another secret",
+    "version 'latest'",
+    "a nonsense method",
+    "body: cut off",
+    "body: too large",
+    "unknown",
+)
+
+
+@pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if not e.websocket], ids=lambda e: e.name)
+def test_bad_requests_over_http2(world, endpoint):
+    host = world.server.host
+    with httpx.Client(http1=False, http2=True, base_url=world.server.url, trust_env=False) as client:
+
+        def ask(request: Request) -> httpx.Response:
+            fields = request.head_fields(host)
+            del fields["Host"]
+            content = request.body or b"x" * request.padding or None
+            return client.request(request.method, request.target, headers=fields, content=content)
+
+        for name, bad in faults(endpoint):
+            if name.endswith(OVER_HTTP2):
+                reply = ask(bad.request)
+                assert (reply.http_version, reply.status_code) == ("HTTP/2", bad.status)
+                assert reply.json()["type"] == TYPES + bad.kind
+                assert ask(endpoint.request()).status_code == endpoint.status
+                world.do(put_in_order, world)  # what was good once may have been used up
 
 
 #: What a body claims to be is looked at for its signature only.
