@@ -1,4 +1,4 @@
-"""What is checked. `nox` takes less than ten minutes; CI runs `nox -s faults compat` as well."""
+"""What is checked. `nox` takes less than ten minutes; CI runs `nox -s faults deployment compat` as well."""
 
 import os
 
@@ -42,7 +42,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything but what takes long or needs more, against the installed package, not the checkout."""
     session.install(".", *dependency_group("test"))
-    run_tests(session, "-m", "not compat and not faults", *session.posargs)
+    run_tests(session, "-m", "not compat and not faults and not deployment", *session.posargs)
 
 
 @nox.session
@@ -50,6 +50,13 @@ def faults(session: nox.Session) -> None:
     """Processes are killed and stopped, through the whole program; as root and as an ordinary user."""
     session.install(".", *dependency_group("test"))
     run_tests(session, "-m", "faults", "tests/faults", *session.posargs)
+
+
+@nox.session
+def deployment(session: nox.Session) -> None:
+    """Several workers, machines in namespaces of their own, units, other accounts."""
+    session.install(".", *dependency_group("test"))
+    run_tests(session, "-m", "deployment", "tests/system", *session.posargs)
 
 
 @nox.session

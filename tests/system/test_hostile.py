@@ -14,7 +14,10 @@ from .runs import Runs
 pytestmark = pytest.mark.system
 
 
-@pytest.fixture(scope="module", params=["as root", "as an ordinary user"])
+@pytest.fixture(
+    scope="module",
+    params=["as root", pytest.param("as an ordinary user", marks=pytest.mark.deployment)],
+)
 def up(request: pytest.FixtureRequest) -> Iterator[Up]:
     if request.param == "as an ordinary user":
         installation, folder = request.getfixturevalue("ordinary")

@@ -16,7 +16,7 @@ from .harness import Installation, wait_until
 from .http import Http
 from .runs import Runs
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.deployment]
 
 #: Prints while the test does its worst. The file counts its starts.
 PROGRAM = """

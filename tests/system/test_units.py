@@ -14,7 +14,7 @@ import pytest
 from .cluster import CONF, Cluster, Service, cluster
 from .harness import Installation, temporary_dir
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.deployment]
 
 UNITS = CONF / "systemd"
 PROGRAM = "/opt/backendai-mgr/bin/backendai-mgr"
