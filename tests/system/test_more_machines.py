@@ -22,6 +22,7 @@ from .harness import START, STOP, Installation, temporary_dir, wait_until
 from .namespaces import Machine, two_machines, until_logged
 
 pytestmark = [
+    pytest.mark.deployment,
     pytest.mark.system,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root makes network namespaces"),
 ]
