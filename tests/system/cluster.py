@@ -41,7 +41,8 @@ class Service:
         self._notified.settimeout(START)
         options: dict[str, Any] = {
             "stdin": subprocess.DEVNULL,
-            "environ": {"NOTIFY_SOCKET": str(address), **environ},
+            # What a killed server leaves in its temporary folder goes with ours.
+            "environ": {"NOTIFY_SOCKET": str(address), "TMPDIR": str(folder), **environ},
             "pass_fds": pass_fds,
         }
         with self.log.open("a") as log:
