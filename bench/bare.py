@@ -12,7 +12,7 @@ import hypercorn.trio
 import trio
 from quart_trio import QuartTrio
 
-from backendai_mgr.api.context import Limits
+from backendai_mgr.api.limits import Limits
 from backendai_mgr.api.server.serving import protocol_config
 
 FRAME = b"x" * 65536

@@ -26,16 +26,17 @@ from . import (
     sessions,
 )
 from .auth import check_version
-from .context import EXTENSION, ApiServices, Installed, Limits, current_message
+from .context import EXTENSION, ApiServices, Installed, current_message
 from .decoding import INVALID, clean_text
 from .front import ROUTE, Application, Front
+from .limits import Limits
 from .metrics import Metrics, PoolMetrics
 from .problems import problem_of
 from .sockets import INTERNAL_ERROR, POLICY, PeerLeft, Socket, SocketConnection, current_socket
 
 log = logging.getLogger(__name__)
 
-__all__ = ["ApiServices", "Limits", "create_app"]
+__all__ = ["ApiServices", "create_app"]
 
 BLUEPRINTS = (
     root.blueprint,

@@ -13,7 +13,8 @@ from urllib.parse import unquote_to_bytes
 import trio
 
 from ..domain.errors import BadRequest, Unavailable
-from .context import Limits, request_id
+from .context import request_id
+from .limits import Limits
 from .metrics import UNMATCHED, Metrics
 from .peer import Peer
 from .problems import COMMON_HEADERS, Problem, problem_of, protocol_problem

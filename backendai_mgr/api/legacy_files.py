@@ -14,9 +14,10 @@ from ..domain.errors import BadRequest, InvalidParameters, NotFound
 from ..domain.requests import invalid
 from .auth import authenticated
 from .body import legacy_parameters, raw_body, reply
-from .context import PART_HEAD_BYTES, admit_work, limits, services
+from .context import admit_work, limits, services
 from .decoding import LEGACY, decode, load_object
 from .files import OCTETS, content_reply
+from .limits import PART_HEAD_BYTES
 from .models.files import Download, DownloadSingle, ListFiles, ReadLogs, legacy_listing
 
 blueprint = Blueprint("legacy_files", __name__)

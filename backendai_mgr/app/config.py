@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from ..api.context import Limits
+from ..api.limits import Limits
 from ..runtime.config import HostPort, ListenAddress, Problem, Seconds
 from ..runtime.configfile import Reading, Schema, read, read_file
 from ..runtime.logging import LoggingConfig, logging_cautions, logging_contradictions

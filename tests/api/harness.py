@@ -13,7 +13,8 @@ import trio
 import trio_websocket
 from prometheus_client import CollectorRegistry
 
-from backendai_mgr.api.app import ApiServices, Limits, create_app
+from backendai_mgr.api.app import ApiServices, create_app
+from backendai_mgr.api.limits import Limits
 from backendai_mgr.api.server.serving import open_listener, serve_http
 from backendai_mgr.domain.signing import SignedParts, sign
 from backendai_mgr.services.joining import JoinService

@@ -7,8 +7,8 @@ from contextlib import suppress
 import pytest
 import trio
 
-from backendai_mgr.api.app import Limits
 from backendai_mgr.api.context import RequestIdFilter, request_id
+from backendai_mgr.api.limits import Limits
 from backendai_mgr.domain.errors import (
     AgentFailed,
     Conflict,

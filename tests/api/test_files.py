@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backendai_mgr.api.app import Limits
 from backendai_mgr.api.legacy_files import parse_files
+from backendai_mgr.api.limits import Limits
 from backendai_mgr.domain.errors import Conflict, PayloadTooLarge, Refusal
 
 from .harness import VERSION, serving

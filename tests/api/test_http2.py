@@ -14,7 +14,7 @@ import wsproto.connection
 import wsproto.events
 from h2.errors import ErrorCodes
 
-from backendai_mgr.api.app import Limits
+from backendai_mgr.api.limits import Limits
 from backendai_mgr.api.server.tls import server_context
 
 from .harness import serving, signed_headers

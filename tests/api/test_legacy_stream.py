@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio_websocket
 
-from backendai_mgr.api.app import Limits
+from backendai_mgr.api.limits import Limits
 from backendai_mgr.domain.errors import Conflict, Unavailable
 from backendai_mgr.domain.status import RunState
 

@@ -9,7 +9,7 @@ import trio_websocket
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 
-from backendai_mgr.api.app import Limits
+from backendai_mgr.api.limits import Limits
 from backendai_mgr.domain.errors import AgentFailed, Unavailable
 from backendai_mgr.domain.status import RunState
 from backendai_mgr.wire.records import from_json

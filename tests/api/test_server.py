@@ -14,8 +14,8 @@ import trio_websocket
 import trustme
 from prometheus_client import CollectorRegistry
 
-from backendai_mgr.api.app import Limits
 from backendai_mgr.api.front import Front
+from backendai_mgr.api.limits import Limits
 from backendai_mgr.api.metrics import Metrics
 from backendai_mgr.api.server.serving import open_listener, serve_http
 from backendai_mgr.api.server.tls import CertificateError, load_certificate, server_context

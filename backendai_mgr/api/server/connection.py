@@ -18,7 +18,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from ..context import TRANSPORT, Limits
+from ..context import TRANSPORT
+from ..limits import Limits
 from .http1 import Http1
 from .http2 import Http2
 

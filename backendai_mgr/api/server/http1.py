@@ -11,7 +11,7 @@ import hypercorn.protocol.h11
 from hypercorn.events import Closed, RawData
 from hypercorn.protocol.h11 import H11Protocol
 
-from ..context import Limits
+from ..limits import Limits
 from ..problems import COMMON_HEADERS, Problem, protocol_problem
 from .websocket import WebSocket
 

@@ -27,7 +27,7 @@ from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGIReceiveEvent, Scope
 
-from ..context import Limits
+from ..limits import Limits
 from ..problems import COMMON_HEADERS, protocol_problem
 from .websocket import WebSocket
 

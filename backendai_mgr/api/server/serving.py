@@ -14,8 +14,8 @@ from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework
 
-from ..context import Limits
 from ..front import Application
+from ..limits import Limits
 from ..problems import protocol_problem
 from .connection import Connection, Stream
 from .http1 import whole_reply

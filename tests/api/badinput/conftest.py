@@ -10,7 +10,7 @@ import attrs
 import pytest
 import trio
 
-from backendai_mgr.api.app import Limits
+from backendai_mgr.api.limits import Limits
 
 from ..harness import Server, serving
 from .wire import Connection

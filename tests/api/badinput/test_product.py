@@ -9,8 +9,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from backendai_mgr.api.app import Api
-from backendai_mgr.api.context import Limits
 from backendai_mgr.api.decoding import _fields
+from backendai_mgr.api.limits import Limits
 from backendai_mgr.api.metrics import Metrics
 from backendai_mgr.wire.rpc import Prompt, RunSpec
 from tests.fakes.services import FakeRun
