@@ -1,5 +1,6 @@
 """``python -m bench``: measure, print the table, write the results."""
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -60,7 +61,10 @@ def main(
             f"No case is named so; there are {', '.join(case.name for case in cases)}."
         )
     effort = Effort.quick() if quick else Effort()
-    rows, failures = trio.run(measure, [case for case in cases if case.name in names], effort)
+    measured = trio.run(until_told_to_stop, [case for case in cases if case.name in names], effort)
+    if measured is None:
+        sys.exit(128 + signal.SIGTERM)
+    rows, failures = measured
     results = Results(this_machine(), rows)
     if output is None and not (only or quick):
         output = RESULTS
@@ -76,6 +80,22 @@ def main(
         if row.load > BUSY:
             click.echo(f"{row.name}: the load generator used {row.load:.0%} of a processor.", err=True)
     sys.exit(1 if failures else 0)
+
+
+async def until_told_to_stop(cases: Sequence[Case], effort: Effort) -> tuple[list[Row], int] | None:
+    """As `measure`; None after SIGTERM, which ends what was started as Ctrl-C does."""
+    measured = None
+    async with trio.open_nursery() as nursery:
+
+        async def listen() -> None:
+            with trio.open_signal_receiver(signal.SIGTERM) as signals:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+        nursery.start_soon(listen)
+        measured = await measure(cases, effort)
+        nursery.cancel_scope.cancel()
+    return measured
 
 
 async def measure(cases: Sequence[Case], effort: Effort) -> tuple[list[Row], int]:
