@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from ..domain.addresses import is_local_host
 from ..runtime.config import ConfigError, ListenAddress
 from ..runtime.curve import CurveServer
 from ..runtime.paths import PathRefused, check_traversable, socket_dir
@@ -18,7 +19,7 @@ from .backends.process import ProcessBackend
 from .config import AgentConfig
 from .enclosure import KernelLimits
 from .images import load_manifests, packaged_manifests
-from .membership import LinkPlan, Managers, is_loopback, is_new_token, load_membership, own_keys, plan_link
+from .membership import LinkPlan, Managers, is_new_token, load_membership, own_keys, plan_link
 from .registry import KernelRegistry, open_registry
 from .scratch import KernelStore
 from .server import serve_link
@@ -66,7 +67,7 @@ async def run_agent(
         pool_size=config.pool_size,
     )
     missing = backend.missing()
-    if "isolation" in missing and not is_loopback(link.bind) and not config.allow_unisolated:
+    if "isolation" in missing and not is_local_host(link.bind.host) and not config.allow_unisolated:
         raise ConfigError(
             f"`agent.bind`: {link.bind} is reachable from other machines, but: {missing['isolation']}"
             " Set `agent.allow-unisolated` to accept that."

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from ..domain.joining import is_local_host
+from ..domain.addresses import is_local_host
+from ..domain.joining import check_agent_id
 from ..runtime.config import ByteSize, HostPort, ListenAddress, Seconds
 from ..runtime.configfile import Schema, read
 from ..runtime.logging import LoggingConfig, logging_cautions, logging_contradictions
@@ -24,12 +25,13 @@ _NO_LIMIT = Seconds(0.0)
 _LEASH = Seconds(3600.0)
 #: Where the link listens unless it is told otherwise.
 DEFAULT_BIND = ListenAddress("127.0.0.1", 6001)
-_AGENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", re.ASCII)
 
 
 def _agent_id(_: Any, field: "attrs.Attribute[str]", value: str) -> None:
-    if not _AGENT_ID.match(value):
-        raise ValueError(f"{_key(field)} must be 1 to 64 letters, digits, dots, dashes or underscores")
+    try:
+        check_agent_id(value)
+    except ValueError as error:
+        raise ValueError(f"{_key(field)} {error}") from None
 
 
 def _absolute(_: Any, field: "attrs.Attribute[Path]", value: Path | None) -> None:

@@ -1,5 +1,6 @@
 """Joining a cluster: the request to a manager, repeated while there is a chance, and what is learned."""
 
+import json
 import logging
 import platform
 import ssl
@@ -9,7 +10,8 @@ from urllib.parse import urlsplit
 import httpx
 import trio
 
-from ..domain.joining import check_key, is_local_host
+from ..domain.addresses import is_local_host
+from ..domain.joining import check_key
 from ..runtime.config import ConfigError
 from ..runtime.failpoint import failpoint
 from ..runtime.supervise import Backoff
@@ -144,7 +146,7 @@ def _of_transport(url: str, error: httpx.HTTPError) -> Exception:
 
 def _read(url: str, reply: httpx.Response, content: bytes) -> dict[str, object]:
     try:
-        answer = httpx.Response(200, content=content).json()
+        answer = json.loads(content)
     except ValueError:
         answer = None
     answer = answer if isinstance(answer, dict) else {}

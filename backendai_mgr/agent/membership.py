@@ -5,7 +5,6 @@ stay; what was learned at a join is replaced by the next join. Each file is ther
 """
 
 import hashlib
-import ipaddress
 import json
 import os
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
+from ..domain.addresses import is_local_host
 from ..domain.joining import KeyPair, check_address, check_key
 from ..runtime.config import ConfigError, HostPort, ListenAddress
 from ..runtime.curve import new_key_pair, public_key_of
@@ -112,7 +112,7 @@ def plan_link(config: AgentConfig, known: Membership | None, *, towards_manager:
         raise ConfigError(
             "`agent.manager-url` is missing: a token alone does not tell which cluster to join."
         )
-    if not config.manager_url and is_loopback(bind) and (known is None or config.bind is not None):
+    if not config.manager_url and is_local_host(bind.host) and (known is None or config.bind is not None):
         return LinkPlan(bind=bind)
     addr = _advertised(config, bind)
     same = known is not None and (known.agent_id, known.addr) == (config.id, addr)
@@ -126,7 +126,7 @@ def plan_link(config: AgentConfig, known: Membership | None, *, towards_manager:
             f"This agent joined as {known.agent_id} at {known.addr}, and is {config.id} at {addr} now:"
             f" to join again {needed}"
         )
-    why = "" if is_loopback(bind) else f"`agent.bind`: {bind} is reached over the network. "
+    why = "" if is_local_host(bind.host) else f"`agent.bind`: {bind} is reached over the network. "
     raise ConfigError(f"{why}This agent has joined no cluster; to join one {needed}")
 
 
@@ -139,11 +139,6 @@ def _advertised(config: AgentConfig, bind: ListenAddress) -> str:
     if not place.port:
         raise ConfigError("`agent.bind`: an agent that joins a cluster needs a port that stays the same.")
     return f"tcp://{place}"
-
-
-def is_loopback(address: HostPort) -> bool:
-    """Whether only this machine can reach *address*."""
-    return ipaddress.ip_address(address.host).is_loopback
 
 
 # ---------------------------------------------------------------- files

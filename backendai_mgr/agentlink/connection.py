@@ -75,7 +75,8 @@ class Connection:
         self._ready = trio.Event()
         self._users = 0
         self._retired = False
-        self._trouble: str | None = None
+        #: Why calls are in vain at the moment.
+        self._in_vain: str | None = None
         self.ended = False
         self._scope = trio.CancelScope()
         self._complaints = LogLimit()
@@ -100,7 +101,7 @@ class Connection:
                     if self._ready.is_set():
                         self._away_since = trio.current_time()
                     await trio.sleep(backoff.after(trio.current_time() - began))
-                    self._trouble, self._ready = None, trio.Event()
+                    self._in_vain, self._ready = None, trio.Event()
         finally:
             self.ended = True
             self._give_up("the link is closed")
@@ -135,7 +136,7 @@ class Connection:
 
     def _give_up(self, trouble: str) -> None:
         """Let everybody who waits for the agent know that it is in vain. Feeds may wait: it may come."""
-        self._trouble = trouble
+        self._in_vain = trouble
         self._ready.set()
         for pending in self._pending.values():
             pending.done.set()
@@ -178,7 +179,7 @@ class Connection:
             await self._ready.wait()
         if scope.cancelled_caught:
             raise AgentUnreachable(f"{self.addr}: no answer to PING within {timeout:g} s")
-        if self._trouble is not None:
+        if self._in_vain is not None:
             raise self._unreachable()
 
     async def call(self, method: str, arguments: dict[str, Any], *, timeout: float) -> Any:
@@ -305,7 +306,7 @@ class Connection:
             pending.done.set()
 
     def _unreachable(self, otherwise: str = "no sign of life") -> AgentUnreachable:
-        return AgentUnreachable(f"{self.addr}: {self._trouble or otherwise}")
+        return AgentUnreachable(f"{self.addr}: {self._in_vain or otherwise}")
 
 
 def _result(reply: Message) -> Any:

@@ -1,7 +1,8 @@
 """With which keys an agent is spoken to, or that it must not be spoken to at all."""
 
+from ..domain.addresses import leads_off_loopback
 from ..domain.ids import AgentId
-from ..domain.joining import KeyPair, leads_off_loopback
+from ..domain.joining import KeyPair
 from ..runtime.curve import CurveClient
 from ..services.ports import AgentKeys, StoreUnavailable
 

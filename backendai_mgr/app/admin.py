@@ -10,7 +10,7 @@ import attrs
 from ..db.fixtures import populate
 from ..db.joining import PgJoining
 from ..db.pool import Conn, open_database
-from ..db.schema import OLDEST_SERVER, SCHEMA_VERSION, UPGRADES, SchemaMismatch, ensure_schema, schema_version
+from ..db.schema import UPGRADES, SchemaMismatch, ensure_schema, mismatch, schema_version
 from ..domain.errors import InvalidParameters, NotFound
 from ..domain.joining import TOKEN_ID_BYTES, TOKEN_SECRET_BYTES, TokenText
 from ..services.ports import StoreUnavailable
@@ -40,12 +40,7 @@ class DatabaseFound:
     @property
     def problem(self) -> str | None:
         """Why a manager would not start with it."""
-        if self.server[0] < OLDEST_SERVER:
-            return f"PostgreSQL {OLDEST_SERVER} or newer is needed, the server is {self.server[0]}"
-        if self.schema is None or self.schema == SCHEMA_VERSION or self.schema in UPGRADES:
-            return None
-        age = "newer" if self.schema > SCHEMA_VERSION else "older"
-        return f"its tables have version {self.schema}, which is {age} than this program's {SCHEMA_VERSION}"
+        return mismatch(self.server[0], self.schema)
 
     @property
     def state(self) -> str:

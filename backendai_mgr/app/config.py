@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from ..api.limits import Limits
+from ..domain.addresses import is_local_host
 from ..runtime.config import HostPort, ListenAddress, Problem, Seconds
 from ..runtime.configfile import Reading, Schema, read, read_file
 from ..runtime.logging import LoggingConfig, logging_cautions, logging_contradictions
@@ -128,8 +129,7 @@ class ManagerConfig:
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach the API; the example keys count only then."""
-        host = self.service_addr.host
-        return host == "localhost" or host == "::1" or host.startswith("127.")
+        return is_local_host(self.service_addr.host)
 
 
 def _contradictions(config: ManagerConfig) -> Iterator[Problem]:

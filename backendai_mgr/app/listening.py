@@ -1,13 +1,13 @@
 """The listening socket that the workers of one server share."""
 
-import ipaddress
 import socket
 from collections.abc import Sequence
 
 import attrs
 
 from ..api.server.serving import BACKLOG, open_listener
-from ..runtime.config import ListenAddress
+from ..domain.addresses import is_local_host
+from ..runtime.config import HostPort, ListenAddress
 from .config import ManagerConfig
 
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
@@ -60,13 +60,12 @@ class Listener:
     @property
     def where(self) -> str:
         """``host:port`` that it listens on."""
-        host, port = self.socket.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return str(HostPort(*self.socket.getsockname()[:2]))
 
     def check(self, config: ManagerConfig) -> None:
         """`ListenError` if *config* takes it for a loopback socket and it is none."""
         host = self.socket.getsockname()[0]
-        if config.on_loopback and not ipaddress.ip_address(host).is_loopback:
+        if config.on_loopback and not is_local_host(host):
             raise ListenError(
                 f"The socket that was handed over listens on {self.where}, but `manager.service-addr` is"
                 f" {config.service_addr}: set that to the socket's address."

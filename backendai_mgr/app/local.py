@@ -8,7 +8,6 @@ were made here), ``etc`` (the children's configuration, written anew at each sta
 import contextlib
 import errno
 import fcntl
-import ipaddress
 import json
 import os
 import secrets
@@ -22,6 +21,7 @@ from uuid import uuid4
 import attrs
 import trio
 
+from ..domain.addresses import is_local_host
 from ..runtime.config import HostPort
 from ..runtime.logging import LoggingConfig
 from .children import Child
@@ -143,20 +143,12 @@ async def _end(child: Child, timeout: float, hurry: Callable[[], Awaitable[None]
 
 def check_exposure(options: LocalOptions, missing: Mapping[str, str]) -> None:
     """Refuse to serve others than this machine where kernels are not isolated from it."""
-    if is_loopback(options.host) or options.allow_unisolated or "isolation" not in missing:
+    if is_local_host(options.host) or options.allow_unisolated or "isolation" not in missing:
         return
     raise LocalError(
         f"{options.host} is refused: whoever could connect and has a key could do what your account"
         f" can. {missing['isolation']} Serve 127.0.0.1, or accept that with --allow-unisolated."
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on *host*."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def prepare_data_dir(path: Path) -> Path:
@@ -209,7 +201,7 @@ def cluster_id(data_dir: Path) -> str:
 
 def load_credentials(data_dir: Path, host: str) -> Credentials:
     """The example pair where only this machine can connect; elsewhere a random pair, made once and kept."""
-    if is_loopback(host):
+    if is_local_host(host):
         return Credentials(access_key=EXAMPLE_PAIR[0], secret_key=EXAMPLE_PAIR[1])
     path = data_dir / "credentials.json"
     if not path.exists():

@@ -21,7 +21,7 @@ from ..api.server.tls import CertificateError, load_certificate, server_context
 from ..db.joining import PgJoining
 from ..db.pool import open_database
 from ..domain.ids import AgentId
-from ..runtime.config import ConfigError, HostPort
+from ..runtime.config import HostPort
 from ..runtime.supervise import supervise
 from ..services.ports import StoreUnavailable
 from ..services.stopping import end_all_sessions
@@ -51,7 +51,7 @@ async def serve_manager(
     """Serve until ``stop``; started with ``{"endpoint": URL}`` once sessions can be had.
 
     The socket is *listener*, which somebody else has bound, or one that is opened here. Upon each item of
-    *hangups* the certificate is read anew. `ConfigError` when there is none that can be used at the start.
+    *hangups* the certificate is read anew. `CertificateError` when the first one cannot be used.
 
     A stop ends all sessions as well when ``end_sessions`` is set by then. The process is gone
     `shutdown_timeout` seconds after ``stop``, whatever a client does.
@@ -59,7 +59,7 @@ async def serve_manager(
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestIdFilter())
     raise_descriptor_limit()
-    tls = _tls(config)
+    tls = None if config.tls is None else server_context(*config.tls)
     if listener is None:
         listener = open_listener(config.service_addr.host, config.service_addr.port)
     async with trio.open_nursery() as last_resort:
@@ -115,13 +115,6 @@ async def _serve_http(
         manager.health.draining = True
         manager.hub.stop()
         manager.health.stopping.set()
-
-
-def _tls(config: ManagerConfig) -> ssl.SSLContext | None:
-    try:
-        return None if config.tls is None else server_context(*config.tls)
-    except CertificateError as error:
-        raise ConfigError(str(error)) from error
 
 
 async def _renew_certificate(

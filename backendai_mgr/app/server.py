@@ -23,7 +23,7 @@ import attrs
 import trio
 from prometheus_client.multiprocess import mark_process_dead
 
-from ..api.server.tls import CertificateError, server_context
+from ..api.server.tls import server_context
 from ..runtime.config import ConfigError
 from ..runtime.logging import LoggingConfig
 from ..runtime.notify import Notifier
@@ -203,11 +203,8 @@ class Server:
         config = reading.checked()
         with open(copy, "w", closefd=False, encoding="utf-8") as file:
             file.write(reading.text)
-        try:
-            if config.tls is not None:
-                server_context(*config.tls)
-        except CertificateError as error:
-            raise ConfigError(str(error)) from error
+        if config.tls is not None:
+            server_context(*config.tls)  # to see that it can be used
         self._configure_logging(config.logging)
         for warning in reading.warnings:
             log.warning("%s", warning)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 
 from ..app.config import SCHEMA, ManagerConfig
@@ -78,7 +79,7 @@ def _manager_url(config: ManagerConfig) -> str:
     address = config.service_addr
     host = socket.getfqdn() if address.host in ("0.0.0.0", "::") else address.host
     scheme = "http" if config.tls is None else "https"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{address.port}"
+    return f"{scheme}://{attrs.evolve(address, host=host)}"
 
 
 def _spoken(seconds: float) -> str:

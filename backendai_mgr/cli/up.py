@@ -11,8 +11,9 @@ import click
 import trio
 
 from ..app.children import ChildError
-from ..app.local import LocalError, LocalOptions, Running, is_loopback, run_local
+from ..app.local import LocalError, LocalOptions, Running, run_local
 from ..app.pgfiles import PostgresError
+from ..domain.addresses import is_local_host
 from ..runtime.logging import LoggingConfig, setup_logging
 from ..runtime.notify import Notifier
 from ..runtime.paths import default_data_dir
@@ -124,6 +125,6 @@ def _announce(chosen: LocalOptions, notifier: Notifier, running: Running) -> Non
         "",
         f"Try, in another terminal:  backendai-mgr run{where} 'print(6 * 7)'",
     ]
-    if not is_loopback(chosen.host) and not running.isolated:
+    if not is_local_host(chosen.host) and not running.isolated:
         lines.insert(1, "Sessions are NOT isolated: whoever has the keys can do what this account can.")
     click.echo("\n".join(lines))

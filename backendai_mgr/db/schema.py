@@ -58,6 +58,17 @@ def schema_sql() -> str:
     return resource("schema.sql").read_text("utf-8")
 
 
+def mismatch(server: int, version: int | None) -> str | None:
+    """Why this program cannot use a *server* of that major version, or tables of that *version* (None: there
+    are none yet); None when it can, perhaps after an upgrade."""
+    if server < OLDEST_SERVER:
+        return f"PostgreSQL {OLDEST_SERVER} or newer is needed, the server is {server}"
+    if version is None or version == SCHEMA_VERSION or version in UPGRADES:
+        return None
+    age = "newer" if version > SCHEMA_VERSION else "older"
+    return f"its tables have version {version}, which is {age} than this program's {SCHEMA_VERSION}"
+
+
 async def schema_version(conn: Conn) -> int | None:
     """The version of the tables, 0 when they do not tell; None in a database without ours."""
     if await conn.fetchval(IS_EMPTY):
@@ -71,23 +82,20 @@ async def ensure_schema(conn: Conn) -> bool:
     Runs in the caller's transaction (`Database.run`). `SchemaMismatch` when the server is too old, when the
     tables are of a version that cannot be upgraded, or when tables of the same names are somebody else's.
     """
-    server = conn.get_server_version()
-    if server.major < OLDEST_SERVER:
-        raise SchemaMismatch(f"PostgreSQL {OLDEST_SERVER} or newer is needed, the server is {server.major}")
+    server = conn.get_server_version().major
+    if problem := mismatch(server, None):
+        raise SchemaMismatch(problem)
     await conn.execute(LOCK)
-    if await conn.fetchval(IS_EMPTY):
+    found = await schema_version(conn)
+    if found is None:
         try:
             await conn.execute(schema_sql())
         except (asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError) as error:
             raise SchemaMismatch(f"the database is not empty and not ours: {error}") from error
         return True
-    found = await conn.fetchval(VERSION)
     while found in UPGRADES:
         await conn.execute(UPGRADES[found])
-        found = await conn.fetchval(VERSION)
-    if found != SCHEMA_VERSION:
-        age = "older" if found is None or found < SCHEMA_VERSION else "newer"
-        raise SchemaMismatch(
-            f"the database has schema version {found}, which is {age} than this program's {SCHEMA_VERSION}"
-        )
+        found = await schema_version(conn)
+    if problem := mismatch(server, found):
+        raise SchemaMismatch(f"the database cannot be used: {problem}")
     return False

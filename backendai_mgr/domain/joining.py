@@ -14,6 +14,7 @@ from typing import Literal
 
 import attrs
 
+from .addresses import is_local_host, leads_off_loopback
 from .errors import Conflict, Forbidden, InvalidParameters, NotAuthenticated
 from .ids import AgentId
 from .status import GONE, AgentStatus
@@ -183,26 +184,6 @@ def check_address(text: str) -> None:
         raise ValueError("must be tcp://ADDRESS:PORT with a numeric address") from None
     if address.is_unspecified or address.is_multicast:
         raise ValueError("must be an address of one machine")
-
-
-def is_local_host(host: str | None) -> bool:
-    """Whether *host*, a peer's or a server's, is this machine itself, by the loopback interface."""
-    if host is None:
-        return False
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
-
-
-def leads_off_loopback(addr: str) -> bool:
-    """Whether *addr*, of an agent, is on the network, where everything must be encrypted."""
-    if not addr.startswith("tcp://"):
-        return False
-    host = addr.removeprefix("tcp://").rpartition(":")[0]
-    return not is_local_host(host.removeprefix("[").removesuffix("]"))
 
 
 def check_transport(scheme: str, peer: str | None) -> None:

@@ -12,13 +12,13 @@ from backendai_mgr.agent.config import AgentConfig
 from backendai_mgr.agent.membership import (
     LinkPlan,
     Membership,
-    is_loopback,
     load_membership,
     own_keys,
     plan_link,
     store_membership,
     token_digest,
 )
+from backendai_mgr.domain.addresses import is_local_host
 from backendai_mgr.runtime.config import ConfigError, ListenAddress
 from backendai_mgr.runtime.curve import new_key_pair
 
@@ -138,7 +138,7 @@ def test_another_name_needs_another_join():
     ],
 )
 def test_loopback_is_recognised(bind, loopback):
-    assert is_loopback(ListenAddress.parse(bind)) is loopback
+    assert is_local_host(ListenAddress.parse(bind).host) is loopback
 
 
 # ---------------------------------------------------------------- files

@@ -73,7 +73,14 @@ def test_secrets_do_not_show_in_a_representation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "loopback"), [("127.0.0.1", True), ("localhost", True), ("[::1]", True), ("0.0.0.0", False)]
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("127.example.com", False),
+    ],
 )
 def test_loopback(host: str, loopback: bool) -> None:
     config = parse_manager_config({"manager": {"service-addr": f"{host}:1"}})

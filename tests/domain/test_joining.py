@@ -9,6 +9,7 @@ import zmq.utils.z85
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backendai_mgr.domain.addresses import is_local_host, leads_off_loopback
 from backendai_mgr.domain.errors import Conflict, Forbidden, InvalidParameters
 from backendai_mgr.domain.joining import (
     JoinRefused,
@@ -24,8 +25,6 @@ from backendai_mgr.domain.joining import (
     check_origin,
     check_transport,
     decide,
-    is_local_host,
-    leads_off_loopback,
 )
 from backendai_mgr.domain.status import AgentStatus
 

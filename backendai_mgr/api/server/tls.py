@@ -3,12 +3,14 @@
 import ssl
 from pathlib import Path
 
+from ...runtime.config import ConfigError
+
 #: What may be spoken through TLS, by preference (RFC 7301).
 ALPN = ("h2", "http/1.1")
 
 
-class CertificateError(Exception):
-    """The certificate or its key cannot be used. The message is one sentence."""
+class CertificateError(ConfigError):
+    """The certificate or its key cannot be used."""
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
