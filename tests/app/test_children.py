@@ -12,7 +12,7 @@ import trio
 
 from backendai_mgr.app.children import Child, ChildError
 
-from .eventually import eventually
+from .eventually import eventually, gone
 
 #: Counts its starts in a file; stops at the end of its lifeline, and writes why to another.
 PROGRAM = """
@@ -48,14 +48,6 @@ async def running(command: str, folder: Path) -> AsyncIterator[Child]:
             await child.ready()
             yield child
             nursery.cancel_scope.cancel()
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 async def test_a_child_says_when_it_is_ready_and_has_its_own_session(tmp_path: Path) -> None:

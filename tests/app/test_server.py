@@ -23,6 +23,8 @@ from backendai_mgr.app.server import run_server
 from backendai_mgr.runtime.config import ConfigError
 from backendai_mgr.runtime.notify import Notifier
 
+from .eventually import gone
+
 PROGRAM = """
 import os, select, signal, socket, sys, tomllib
 from backendai_mgr.runtime.lifeline import report_ready
@@ -131,14 +133,6 @@ async def running(folder: Path, kind: str = "v1", **settings: object) -> AsyncIt
             assert (await notified.recv(4096)).startswith(b"READY=1\nSTATUS=127.0.0.1:")
             yield Site(folder, address, stop, send, notified)
             stop.set()
-
-
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 async def test_workers_share_one_socket_and_have_names_of_their_own(tmp_path: Path) -> None:
