@@ -39,7 +39,8 @@ def wrong_members(kind: type, good: Mapping[str, Any]) -> Iterator[tuple[str, di
         rest = {name: value for name, value in good.items() if name != field.name}
         if field.default is attrs.NOTHING:
             yield f"{field.name} missing", rest
-        for name in SAMPLES.keys() - _taken(field.type):
+        taken = _taken(field.type)
+        for name in (name for name in SAMPLES if name not in taken):
             yield f"{field.name} is {name}", rest | {field.name: SAMPLES[name]}
         if attrs.has(field.type):
             for name, inner in wrong_members(field.type, good[field.name]):
