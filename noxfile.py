@@ -42,7 +42,9 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything but what takes long or needs more, against the installed package, not the checkout."""
     session.install(".", *dependency_group("test"))
-    run_tests(session, "-m", "not compat and not faults and not deployment", *session.posargs)
+    side_by_side = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+    chosen = ("-m", "not compat and not faults and not deployment")
+    run_tests(session, *side_by_side, *chosen, *session.posargs)
 
 
 @nox.session
