@@ -65,6 +65,8 @@ class AgentWatch:
         self._now = now
         self._unknown_since: dict[UUID, datetime] = {}
         self._last: Report | None = None
+        #: The trouble that the agent's row tells of.
+        self._noted: str | None = None
         self._compared_at = -inf
         self._ids = {"agent": lease.agent_id}
 
@@ -84,6 +86,7 @@ class AgentWatch:
         changed = self._last is None or _substance(report) != _substance(self._last)
         if changed:
             await self._store.store_report(self._lease.agent_id, self._lease.epoch, report, now=self._now())
+            self._noted = None
         self._stored(self._lease.agent_id, self._lease.epoch, report)
         due = trio.current_time() - self._compared_at >= FULL_RECONCILE
         if due or changed or self._last is None or report.kernels != self._last.kernels:
@@ -183,16 +186,13 @@ class AgentWatch:
         timeout = self._config.heartbeat_timeout
         counted_from = trio.current_time()
         lost = False
-        noted: str | None = None
         while True:
             expected = trio.current_time() + WATCH_TICK
             await trio.sleep_until(expected)
             now = trio.current_time()
             if now - expected > WATCH_TICK:
                 counted_from = now
-            if self._link.trouble != noted:
-                noted = self._link.trouble
-                await self._note_trouble(noted)
+            await self._note_trouble()
             silent = now - max(counted_from, self._link.last_heard)
             if silent < timeout:
                 lost = False
@@ -202,10 +202,11 @@ class AgentWatch:
                 if await self._store.mark_lost(self._lease.agent_id, self._lease.epoch, now=self._now()):
                     log.warning("agent is LOST after %.1f s of silence", silent, extra=self._ids)
 
-    async def _note_trouble(self, trouble: str | None) -> None:
-        """Let `why` tell it; the next report takes it back."""
-        if trouble is not None:
-            self._last = None
+    async def _note_trouble(self) -> None:
+        """Let `why` tell it; the next report takes it back, also for trouble that comes again right after."""
+        trouble = self._link.trouble
+        if trouble is not None and trouble != self._noted:
+            self._last, self._noted = None, trouble
             await self._store.note_trouble(self._lease.agent_id, self._lease.epoch, trouble)
 
 

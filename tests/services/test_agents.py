@@ -44,6 +44,20 @@ async def test_why_an_agent_is_not_connected_is_kept_until_it_reports_again(worl
         nursery.cancel_scope.cancel()
 
 
+async def test_the_same_trouble_right_after_a_report_is_told_again(world, autojump_clock):
+    agent = world.agents["i-1"]
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery, "keeper")
+        await world.until(lambda: world.store.reports)
+        agent.trouble, agent.silent = "it hung up", True
+        await world.until(lambda: world.store.agents["i-1"].get("trouble") == "it hung up")
+        agent.silent = False
+        await world.until(lambda: world.store.agents["i-1"]["trouble"] is None)
+        agent.silent = True  # gone again, before anybody has looked
+        await world.until(lambda: world.store.agents["i-1"]["trouble"] == "it hung up")
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_agent_that_joins_is_kept_at_once(world, autojump_clock):
     async with trio.open_nursery() as nursery:
         await world.start(nursery, "keeper")
