@@ -14,7 +14,7 @@ PURE = {"domain", "wire", "scheduling"}
 ADAPTERS = {"db", "agentlink", "clients", "settings"}
 
 #: Room -> the rooms of ours that it may import besides itself. ``services.ports`` is a room of its own: what
-#: adapters implement. The agent may lean on two modules of the shim, and so may the crash points' other name.
+#: adapters implement. The agent may lean on what the shim lends, and so may the crash points' other name.
 ROOMS: dict[str, set[str]] = {
     "domain": set(),
     "wire": {"domain"},
@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     **{room: {"domain", "wire", "runtime", "services.ports", "scheduling"} for room in ADAPTERS},
     "api": {"domain", "wire", "runtime", "services", "services.ports"},
     "app": PURE | ADAPTERS | {"runtime", "services", "services.ports", "api"},
-    "agent": {"domain", "wire", "runtime", "shim.runlog", "shim.failpoint"},
+    "agent": {"domain", "wire", "runtime", "shim.runlog", "shim.runfile", "shim.failpoint"},
     "shim": set(),
     "cli": {"app", "agent", "runtime", "domain", "wire", "db", "shim.failpoint"},
     "__main__": {"cli", "runtime"},
@@ -59,7 +59,7 @@ THIRD_PARTIES: dict[str, set[str]] = {
 }
 
 #: Modules of the shim that more than the shim may use.
-LENT = {"shim.runlog", "shim.failpoint"}
+LENT = {"shim.runlog", "shim.runfile", "shim.failpoint"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

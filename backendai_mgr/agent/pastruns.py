@@ -7,10 +7,11 @@ import attrs
 from cattrs import BaseValidationError
 
 from ..domain.status import RunState
+from ..shim import runfile
 from ..shim.runlog import RunLogReader
 from ..wire.codec import wire
 from ..wire.rpc import RunStatus
-from .scratch import Scratch, read_json
+from .scratch import Scratch
 
 
 @attrs.frozen
@@ -36,18 +37,17 @@ class PastRuns:
         return sorted(runs, key=_age)
 
     def _status(self, folder: Path) -> RunStatus | None:
-        status = read_json(folder / "status.json") or self._cut_short(folder)
+        claim, status = runfile.read(folder)
+        if status is None and claim is not None:
+            status = self._cut_short(folder, claim)
         try:
             return None if status is None else wire.structure(status, RunStatus)
         except BaseValidationError:
             return None  # not written by our shim
 
-    def _cut_short(self, folder: Path) -> dict[str, Any] | None:
-        meta = read_json(folder / "meta.json")
-        if not isinstance(meta, dict):
-            return None  # never begun: its code was not handed over before this file was whole
+    def _cut_short(self, folder: Path, claim: dict[str, Any]) -> dict[str, Any]:
         return {
-            **meta,
+            **claim,
             "state": RunState.LOST.value,
             "reason": self.reason,
             "end_offset": RunLogReader(folder).end_offset(),

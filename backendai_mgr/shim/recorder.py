@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import selectors
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,17 +28,23 @@ class Recorder:
         self._log: RunLogWriter | None = None
         self._unsaved: dict[str, RunStatus] = {}
         self._save_at: float | None = None
+        self._prepare_at: float | None = None
 
     def listen(self, selector: selectors.BaseSelector, stdout: int, stderr: int) -> None:
         self._pipes = OutputPipes(selector, {stdout: "stdout", stderr: "stderr"}, self._write)
+        self._prepare_at = time.monotonic()
 
     def next_deadline(self) -> float | None:
         nap = None if self._pipes is None else self._pipes.next_deadline()
-        return min((at for at in (nap, self._save_at) if at is not None), default=None)
+        times = nap, self._save_at, self._prepare_at
+        return min((at for at in times if at is not None), default=None)
 
     def tick(self, now: float) -> None:
         if self._pipes is not None:
             self._pipes.tick(now)
+        if self._prepare_at is not None and self._prepare_at <= now:
+            self._prepare_at = None
+            self._store.prepare()
         if self._save_at is not None and self._save_at <= now:
             self._unsaved = {k: status for k, status in self._unsaved.items() if not self._store.save(status)}
             self._save_at = now + _SAVE_EVERY if self._unsaved else None
@@ -65,6 +72,8 @@ class Recorder:
             if self._log is not None:
                 self._log.close()
             self.run = self._log = None
+        if self._pipes is not None:
+            self._prepare_at = now  # for the next run, once those who wait for this one have been told
         status = run.status()
         if not self._store.save(status):
             self._unsaved[run.run_id] = status
@@ -75,7 +84,7 @@ class Recorder:
         """Log what is left in the pipes, and let go of them."""
         if self._pipes is not None:
             self._pipes.close()
-            self._pipes = None
+            self._pipes = self._prepare_at = None
 
     def _write(self, stream: str, data: memoryview) -> None:
         run = self.run

@@ -152,12 +152,16 @@ class RunLogWriter:
         self,
         directory: str | os.PathLike[str],
         *,
+        fresh: bool = False,
         segment_bytes: int = SEGMENT_BYTES,
         cap_bytes: int = CAP_BYTES,
         make_room: Callable[[], None] | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """Take over the log in `directory` (which must exist), truncating an unfinished record."""
+        """Take over the log in `directory` (which must exist), truncating an unfinished record.
+
+        Where it is `fresh`, nothing was written yet, and nothing is looked at.
+        """
         self._directory = os.fspath(directory)
         self._segment_bytes = segment_bytes
         self._cap_bytes = cap_bytes
@@ -166,8 +170,9 @@ class RunLogWriter:
         self._fd = -1
         self._missing = 0  # the last bytes before end_offset that are not on disk
         self._retry_at = 0
-        self.end_offset = _recover(self._directory)
-        self._sizes = {start: _size(self._path(start)) for start in _segments(self._directory)}
+        self.end_offset = 0 if fresh else _recover(self._directory)
+        starts = [] if fresh else _segments(self._directory)
+        self._sizes = {start: _size(self._path(start)) for start in starts}
         if self._sizes:
             self._fd = os.open(self._path(max(self._sizes)), os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
 
@@ -337,8 +342,17 @@ def _gap(start: int, end: int, time_ns: int = 0) -> LogRecord:
     return LogRecord(start, time_ns, GAP, b"", end - start)
 
 
+def first_segment() -> str:
+    """Return the name of a log's first file, which may be there, empty, before anything is written."""
+    return _name(0)
+
+
+def _name(start: int) -> str:
+    return f"{start:020d}{_SUFFIX}"
+
+
 def _path(directory: str, start: int) -> str:
-    return f"{directory}/{start:020d}{_SUFFIX}"
+    return f"{directory}/{_name(start)}"
 
 
 def _segments(directory: str) -> list[int]:

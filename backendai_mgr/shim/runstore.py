@@ -1,27 +1,25 @@
-"""The run folders of a kernel on disk: ``runs/<sha256 of the run id>/{meta.json, NNN.seg, status.json}``.
+"""The run folders of a kernel on disk: ``runs/<sha256 of the run id>/{run.jsonl, NNN.seg}``.
 
-``meta.json`` is created exclusively before the interpreter sees the code: it is the proof that a run id was
-used.  ``status.json`` is written once, when the run has ended.  A folder outlives kernels and shims.
+A folder comes to its place with its claim in it, before the interpreter sees the code: it is the proof that a
+run id was used.  The status is added once, when the run has ended.  A folder outlives kernels and shims.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import sys
 from typing import Any, cast
 
+from backendai_mgr.shim import runfile
 from backendai_mgr.shim.failpoint import failpoint
 from backendai_mgr.shim.run import Order, RunState, RunStatus
-from backendai_mgr.shim.runlog import RunLogWriter
+from backendai_mgr.shim.runlog import RunLogWriter, first_segment
 
 # hashlib would load all of OpenSSL: megabytes in each of many processes, for one digest.
 _sha256 = importlib.import_module("_sha2" if sys.version_info >= (3, 12) else "_sha256").sha256
 
-_META = "meta.json"
-_STATUS = "status.json"
 _RESERVE_BYTES = 128 << 10
 _RELEASE_BYTES = 8 << 10
 
@@ -51,6 +49,7 @@ class Reserve:
 class RunStore:
     def __init__(self, scratch: str, *, log_bytes: int) -> None:
         self._root = os.path.join(scratch, "runs")
+        self._spare = os.path.join(scratch, "spare")
         self._log_bytes = log_bytes
         os.makedirs(self._root, mode=0o700, exist_ok=True)
         self._reserve = Reserve(os.path.join(scratch, "reserve"))
@@ -59,12 +58,19 @@ class RunStore:
         return os.path.join(self._root, _sha256(run_id.encode()).hexdigest())
 
     def open_log(self, run_id: str) -> RunLogWriter:
-        return RunLogWriter(self.folder(run_id), cap_bytes=self._log_bytes, make_room=self._reserve.release)
+        """The log of a run that has been created and has not printed yet."""
+        return RunLogWriter(
+            self.folder(run_id), fresh=True, cap_bytes=self._log_bytes, make_room=self._reserve.release
+        )
+
+    def prepare(self) -> None:
+        """Make the folder of the next run, with its files: to make them is what takes time."""
+        with contextlib.suppress(OSError):
+            self._make_spare()
 
     def create(self, order: Order, queued_at: float) -> None:
-        """Claim the run id for ever.  Raises FileExistsError if it was claimed, OSError for a full disk."""
-        folder = self.folder(order.run_id)
-        meta = {
+        """Claim the run id for ever.  Raises OSError: the id was claimed, or the disk is full."""
+        claim = {
             "run_id": order.run_id,
             "incarnation": order.incarnation,
             "digest": order.digest,
@@ -73,17 +79,16 @@ class RunStore:
             "queued_at": queued_at,
         }
         failpoint("run.before_meta")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        path = os.path.join(folder, _META)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            _write_all(fd, _json(meta))
-        except OSError:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(fd)
+        if not os.path.isdir(self._spare):
+            self._make_spare()
+        runfile.write_claim(self._spare, claim)
+        os.rename(self._spare, self.folder(order.run_id))  # not onto a folder with files
         failpoint("run.after_meta")
+
+    def _make_spare(self) -> None:
+        os.makedirs(self._spare, mode=0o700, exist_ok=True)
+        for name in runfile.NAME, first_segment():
+            os.close(os.open(os.path.join(self._spare, name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def save(self, status: RunStatus) -> bool:
         """Write the status of an ended run; False if the disk refuses, even with the reserve given up."""
@@ -91,7 +96,7 @@ class RunStore:
             if release:
                 self._reserve.release()
             try:
-                replace_file(os.path.join(self.folder(status["run_id"]), _STATUS), _json(status))
+                runfile.write_status(self.folder(status["run_id"]), status)
             except FileNotFoundError:  # the folder was removed: nobody will ask
                 return True
             except OSError:
@@ -103,41 +108,40 @@ class RunStore:
 
     def load(self, run_id: str) -> RunStatus | None:
         """Return the status of an ended run; None if there is none."""
-        status = _read(os.path.join(self.folder(run_id), _STATUS))
-        return None if status is None else cast(RunStatus, status)
+        return cast(RunStatus | None, runfile.read(self.folder(run_id))[1])
 
     def adopt(self, reason: str, now: float) -> list[RunStatus]:
         """Take over the folders of earlier shims: return all runs, those not ended being lost from now on.
 
-        A folder whose meta file was not completed is removed: its code was never handed over.
+        A folder whose claim was not completed is removed: its code was never handed over.
         """
         statuses = []
         for name in os.listdir(self._root):
             folder = os.path.join(self._root, name)
-            status = cast(RunStatus | None, _read(os.path.join(folder, _STATUS)))
-            if status is None:
-                meta = _read(os.path.join(folder, _META))
-                if meta is None:
-                    _remove(folder)
-                    continue
-                status = self._lost(meta, folder, reason, now)
-                self.save(status)
-            statuses.append(status)
+            claim, status = runfile.read(folder)
+            if status is not None:
+                statuses.append(cast(RunStatus, status))
+            elif claim is not None:
+                lost = self._lost(claim, folder, reason, now)
+                self.save(lost)
+                statuses.append(lost)
+            else:
+                _remove(folder)
         return statuses
 
-    def _lost(self, meta: dict[str, Any], folder: str, reason: str, now: float) -> RunStatus:
+    def _lost(self, claim: dict[str, Any], folder: str, reason: str, now: float) -> RunStatus:
         log = RunLogWriter(folder)
         log.close()
         return {
-            "run_id": meta["run_id"],
-            "incarnation": meta["incarnation"],
-            "digest": meta["digest"],
-            "mode": meta["mode"],
+            "run_id": claim["run_id"],
+            "incarnation": claim["incarnation"],
+            "digest": claim["digest"],
+            "mode": claim["mode"],
             "state": RunState.LOST.value,
             "exit_code": None,
             "reason": reason,
             "end_offset": log.end_offset,
-            "queued_at": meta["queued_at"],
+            "queued_at": claim["queued_at"],
             "started_at": None,
             "ended_at": now,
             "step": None,
@@ -150,29 +154,9 @@ def replace_file(path: str, content: bytes) -> None:
     """Replace a file atomically (for readers and for the death of this process).  Raises OSError."""
     temporary = f"{path}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        _write_all(fd, content)
-    finally:
-        os.close(fd)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
     os.rename(temporary, path)
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _write_all(fd: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(fd, content) :]
-
-
-def _read(path: str) -> dict[str, Any] | None:
-    try:
-        with open(path, "rb") as file:
-            value = json.loads(file.read())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _remove(folder: str) -> None:

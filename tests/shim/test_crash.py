@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import select
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from backendai_mgr.shim import runfile
 from tests.shim.client import (
     PATIENCE,
     ROOT,
@@ -106,7 +106,7 @@ def test_killed_at(make_shim: Callable[..., Shim], point: str) -> None:
         else:
             assert (status["state"], status["exit_code"], status["reason"]) == ("lost", None, "shim-died")
         assert status["incarnation"] == 1
-        assert json.loads((shim.folder("a") / "status.json").read_text()) == status
+        assert runfile.read(shim.folder("a"))[1] == status
         for incarnation in 1, 2:
             again = start(client, "a", CODE, incarnation=incarnation)
             assert again == {"created": False, "run": status}
@@ -146,12 +146,12 @@ def test_a_busy_interpreter_dies_with_its_shim(shim: Shim, client: Client) -> No
         os.close(fd)
 
 
-def test_an_unfinished_meta_file_was_never_a_run(make_shim: Callable[..., Shim]) -> None:
+def test_an_unfinished_claim_was_never_a_run(make_shim: Callable[..., Shim]) -> None:
     shim = make_shim()
     for content in ("", '{"run_id": "a"'):
         folder = shim.folder("a")
         folder.mkdir(parents=True)
-        (folder / "meta.json").write_text(content)
+        (folder / runfile.NAME).write_text(content)
         shim.running()
         assert shim.run("6*7", "a")["state"] == "finished"
         assert shim.output("a") == "42\n"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from backendai_mgr.shim import runfile
 from tests.shim.client import (
     PATIENCE,
     Client,
@@ -109,9 +110,9 @@ def test_refusals(shim: Shim, client: Client) -> None:
 def test_the_run_folder_tells_the_same(shim: Shim, client: Client) -> None:
     status = shim.run("print('hi')", "a", timeout=60.0)
     folder = shim.folder("a")
-    assert json.loads((folder / "status.json").read_text()) == status
-    meta = json.loads((folder / "meta.json").read_text())
-    assert meta == {
+    claim, ended = runfile.read(folder)
+    assert ended == status
+    assert claim == {
         "run_id": "a",
         "incarnation": 1,
         "digest": status["digest"],
@@ -435,7 +436,7 @@ def test_end_leaves_no_process_and_forget_no_socket(shim: Shim, client: Client) 
     for run_id in "busy", "waiting":
         status = client.ask("status", run_id=run_id)["run"]
         assert (status["state"], status["exit_code"], status["reason"]) == ("lost", None, "user-requested")
-        assert json.loads((shim.folder(run_id) / "status.json").read_text()) == status
+        assert runfile.read(shim.folder(run_id))[1] == status
     assert shim.output("busy") == "in\n"
     assert other.note("kernel", state="ended")["exit"] == {"reason": "user-requested", "exit_code": -9}
     assert client.ask("hello")["state"] == "ended"
@@ -553,7 +554,9 @@ def test_the_leash_ends_kernel_and_shim(make_shim: Callable[..., Shim]) -> None:
     assert shim.process.wait(PATIENCE) == 0
     assert not os.path.exists(shim.socket)
     assert processes_marked(shim.spec["kernel_id"]) == []
-    assert json.loads((shim.folder("a") / "status.json").read_text())["reason"] == "leash"
+    status = runfile.read(shim.folder("a"))[1]
+    assert status is not None
+    assert status["reason"] == "leash"
     assert json.loads((shim.scratch / "exit.json").read_text())["reason"] == "leash"
 
 
