@@ -13,8 +13,9 @@ PACKAGE = ROOT.name
 PURE = {"domain", "wire", "scheduling"}
 ADAPTERS = {"db", "agentlink", "clients", "settings"}
 
-#: Room -> the rooms of ours that it may import besides itself. ``services.ports`` is a room of its own: what
-#: adapters implement. The agent may lean on what the shim lends, and so may the crash points' other name.
+#: Room -> the rooms of ours that it may import besides itself. ``services.ports`` is a room of its own, with
+#: ``services.agentports``: what adapters implement. The agent may lean on what the shim lends, and so may the
+#: crash points' other name.
 ROOMS: dict[str, set[str]] = {
     "domain": set(),
     "wire": {"domain"},
@@ -73,8 +74,10 @@ MODULES = dict(modules())
 
 
 def room_of(module: str) -> str:
-    if module == "services.ports" or module in LENT:
+    if module in LENT:
         return module
+    if module in ("services.ports", "services.agentports"):
+        return "services.ports"
     return module.partition(".")[0]
 
 

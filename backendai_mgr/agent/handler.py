@@ -12,7 +12,7 @@ import attrs
 from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
-from ..wire.rpc import KernelSpec, RunSpec, RunStatus, Started
+from ..wire.rpc import KernelSpec, RunOrder, RunStatus, Started
 
 
 @attrs.frozen(kw_only=True)
@@ -59,9 +59,7 @@ class Handler(Protocol):
 
     def files(self, kernel_id: UUID) -> Files: ...
 
-    async def start_run(
-        self, kernel_id: UUID, incarnation: int, run_id: str, digest: str, spec: RunSpec
-    ) -> Started: ...
+    async def start_run(self, kernel_id: UUID, run_id: str, order: RunOrder) -> Started: ...
 
     async def get_run(self, kernel_id: UUID, run_id: str) -> RunStatus: ...
 

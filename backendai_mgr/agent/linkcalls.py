@@ -94,9 +94,7 @@ class Calls:
                 await handler.destroy_kernel(call.kernel_id, call.incarnation, call.reason)
                 return {"seq": handler.make_report().seq}
             case calls.StartRun():
-                return await handler.start_run(
-                    call.kernel_id, call.incarnation, call.run_id, call.digest, call.spec
-                )
+                return await handler.start_run(call.kernel_id, call.run_id, call.order)
             case calls.GetRun():
                 return await handler.get_run(call.kernel_id, call.run_id)
             case calls.ListRuns():
@@ -113,6 +111,8 @@ class Calls:
                 )
                 return _output(chunk)
             case calls.PollRun():
+                if call.order is not None:
+                    await handler.start_run(call.kernel_id, call.run_id, call.order)
                 chunk = await handler.poll_run(
                     call.kernel_id, call.run_id, wait=call.wait, max_bytes=call.max_bytes
                 )

@@ -112,8 +112,11 @@ class _Stream:
 
     async def read_to_end(self) -> RunStatus:
         """Send all output; the status of the run when it has ended and everything was sent."""
-        read = partial(self._streams.handler.read_output, self.spec.kernel_id, self.spec.run_id)
-        offset = self.spec.offset
+        handler, spec = self._streams.handler, self.spec
+        if spec.order is not None:
+            await handler.start_run(spec.kernel_id, spec.run_id, spec.order)
+        read = partial(handler.read_output, spec.kernel_id, spec.run_id)
+        offset = spec.offset
         while True:
             budget = await self._budget()
             chunk = await read(offset=offset, max_bytes=budget - link.RECORD_COST, wait=self._patience)

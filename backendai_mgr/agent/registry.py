@@ -21,7 +21,7 @@ from ..domain.slots import Slots
 from ..runtime.supervise import supervise
 from ..shim.failpoint import failpoint
 from ..wire.reports import KernelReport, Report
-from ..wire.rpc import AgentRefusal, KernelSpec, RunSpec, RunStatus, Started
+from ..wire.rpc import AgentRefusal, KernelSpec, RunOrder, RunStatus, Started
 from . import capacity
 from .backends.interface import Backend, Shim
 from .files import UPLOAD_SIZE, FileAccess, KernelFiles
@@ -229,17 +229,16 @@ class KernelRegistry:
 
     # -- runs
 
-    async def start_run(
-        self, kernel_id: UUID, incarnation: int, run_id: str, digest: str, spec: RunSpec
-    ) -> Started:
+    async def start_run(self, kernel_id: UUID, run_id: str, order: RunOrder) -> Started:
         if not is_run_id(run_id):
             raise AgentRefusal("bad-request", "a run id is 1 to 64 letters, digits and . _ -")
         kernel = self._kernel_here(kernel_id)
+        spec = order.spec
         if not spec.timeout and self._run_timeout:
             spec = attrs.evolve(spec, timeout=self._run_timeout)
         if spec.mode == "batch":
             spec = self._backend.lines(kernel.spec, spec)
-        return await kernel.runs.start(incarnation, run_id, digest, spec)
+        return await kernel.runs.start(run_id, attrs.evolve(order, spec=spec))
 
     async def get_run(self, kernel_id: UUID, run_id: str) -> RunStatus:
         return await self._runs(kernel_id).get(run_id)

@@ -11,7 +11,7 @@ import trio
 from ..domain.status import RunState
 from ..wire.codec import wire
 from ..wire.records import STEP
-from ..wire.rpc import AgentRefusal, RunSpec, RunStatus, Started
+from ..wire.rpc import AgentRefusal, RunOrder, RunStatus, Started
 from .handler import Chunk
 from .pastruns import PastRuns
 from .runfeed import MAX_CHUNK, RunFeed
@@ -92,16 +92,15 @@ class KernelRuns:
 
     # -- asked by the link server
 
-    async def start(self, incarnation: int, run_id: str, digest: str, spec: RunSpec) -> Started:
+    async def start(self, run_id: str, order: RunOrder) -> Started:
         """Start the run, or attach to the one that was started with this id and digest."""
-        request = {"run_id": run_id, "incarnation": incarnation, "digest": digest, "spec": attrs.asdict(spec)}
-        answer = await self._ask("start", **request)
+        answer = await self._ask("start", run_id=run_id, **attrs.asdict(order))
         if not isinstance(answer, PastRuns):
             return Started(created=answer["created"], run=wire.structure(answer["run"], RunStatus))
         run = answer.status(run_id)
         if run is None:
             raise AgentRefusal("kernel-ended", f"the kernel has ended: {answer.reason}")
-        if run.digest != digest:
+        if run.digest != order.digest:
             raise AgentRefusal("run-conflict", "this run id was used for another request")
         return Started(created=False, run=run)
 

@@ -185,8 +185,8 @@ class Connection:
     async def call(self, method: str, arguments: dict[str, Any], *, timeout: float) -> Any:
         """The result of the agent's method, within *timeout* seconds.
 
-        `AgentRefusal`, `AgentError` and `AgentUnreachable` as `services.ports.AgentLink` says. A call that is
-        cancelled or late is called off at the agent, too.
+        `AgentRefusal`, `AgentError` and `AgentUnreachable` as `services.agentports.AgentLink` says. A call
+        that is cancelled or late is called off at the agent, too.
         """
         self._seq += 1
         try:

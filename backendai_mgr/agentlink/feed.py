@@ -14,7 +14,7 @@ TrySend = Callable[[Sequence[bytes]], bool]
 
 
 class Feed:
-    """Reports under one epoch (`services.ports.ReportFeed`).
+    """Reports under one epoch (`services.agentports.ReportFeed`).
 
     Only the newest report is kept: states, not deltas, so a consumer that is slow skips what is outdated.
     """

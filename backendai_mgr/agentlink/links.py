@@ -1,4 +1,4 @@
-"""Links to agents (`services.ports.Agents`): one connection per agent's address, dialled at first use."""
+"""Links to agents (`services.agentports.Agents`): a connection for each address, dialled at first use."""
 
 import math
 from collections.abc import AsyncIterator, Sequence
@@ -15,7 +15,7 @@ from ..wire.callosum import AgentError, FrameError
 from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
-from ..wire.rpc import KernelSpec, Output, RunSpec, RunStatus, Started
+from ..wire.rpc import AgentRefusal, KernelSpec, Output, RunOrder, RunStatus, Started
 from .connection import Connection
 from .feed import Feed
 from .keys import LinkKeys
@@ -112,7 +112,7 @@ class AgentLinks:
 
 
 class Link:
-    """One agent (`services.ports.AgentLink`); a handle that may be kept for as long as one likes.
+    """One agent (`services.agentports.AgentLink`); a handle that may be kept for as long as one likes.
 
     Every call raises `AgentRefusal` (the agent says no), `AgentUnreachable` (no answer in time) or
     `AgentError` (the agent broke, or its answer makes no sense).
@@ -165,11 +165,9 @@ class Link:
 
     # ------------------------------------------------------------ runs
 
-    async def start_run(self, kernel_id: KernelId, incarnation: int, run_id: str, spec: RunSpec) -> Started:
+    async def start_run(self, kernel_id: KernelId, run_id: str, order: RunOrder) -> Started:
         """Start the run, or attach when it exists with the same digest (`run-conflict` otherwise)."""
-        call = calls.StartRun(
-            kernel_id=kernel_id, incarnation=incarnation, run_id=run_id, digest=spec.digest(), spec=spec
-        )
+        call = calls.StartRun(kernel_id=kernel_id, run_id=run_id, order=order)
         return _as(Started, await self._call(call))
 
     async def get_run(self, kernel_id: KernelId, run_id: str) -> RunStatus:
@@ -210,13 +208,16 @@ class Link:
         )
         return _as_output(await self._call(call))
 
-    async def poll_run(self, kernel_id: KernelId, run_id: str, *, wait: float, max_bytes: int) -> Output:
-        """Legacy: continue at the run's own cursor and advance it."""
+    async def poll_run(
+        self, kernel_id: KernelId, run_id: str, *, wait: float, max_bytes: int, order: RunOrder | None = None
+    ) -> Output:
+        """Legacy: start the run if there is an order, continue at the run's own cursor and advance it."""
         call = calls.PollRun(
             kernel_id=kernel_id,
             run_id=run_id,
             wait=min(wait, calls.MAX_WAIT),
             max_bytes=min(max_bytes, calls.MAX_OUTPUT),
+            order=order,
         )
         return _as_output(await self._call(call))
 
@@ -257,16 +258,20 @@ class Link:
 
     @asynccontextmanager
     async def stream(
-        self, kernel_id: KernelId, run_id: str, *, offset: int
+        self, kernel_id: KernelId, run_id: str, *, offset: int, order: RunOrder | None = None
     ) -> AsyncIterator[AsyncIterator[Record | RunStatus]]:
-        """Records from ``offset`` on as they come, then the ended run's status as the last item.
+        """Records from ``offset`` on as they come, then the ended run's status as the last item. The run is
+        started before if there is an order.
 
         Iterating raises what calls raise; after `AgentUnreachable` a new stream may go on at the same offset.
         """
         connection = self._links.connection(self._agent_id, self._addr)
         with connection.used():
             await connection.ready(timeout=connection.silence)
-            stream = connection.streams.start(kernel_id, run_id, offset)
+            try:
+                stream = connection.streams.start(kernel_id, run_id, offset, order)
+            except FrameError as error:
+                raise AgentRefusal("bad-request", str(error)) from error
             try:
                 yield stream
             finally:

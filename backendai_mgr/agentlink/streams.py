@@ -14,7 +14,7 @@ import trio
 from ..wire import link
 from ..wire.callosum import AgentError
 from ..wire.records import Record
-from ..wire.rpc import AgentRefusal, AgentUnreachable, RunStatus
+from ..wire.rpc import AgentRefusal, AgentUnreachable, RunOrder, RunStatus
 from .feed import TrySend
 
 #: A reader that always finds something lets the other tasks run after this many records.
@@ -30,10 +30,14 @@ class Stream:
     Raises `AgentRefusal`, `AgentError` (the agent broke), `AgentUnreachable` (no sign of life for too long).
     """
 
-    def __init__(self, streams: "Streams", kernel_id: UUID, run_id: str, offset: int) -> None:
+    def __init__(
+        self, streams: "Streams", kernel_id: UUID, run_id: str, offset: int, order: RunOrder | None
+    ) -> None:
         self._streams = streams
         self._kernel_id = kernel_id
         self._run_id = run_id
+        #: Until the agent has answered, the run may not have been started.
+        self._order = order
         self._records: deque[Record] = deque()
         self._last: RunStatus | Exception | None = None  # what comes after the records
         self._finished = False
@@ -90,7 +94,7 @@ class Stream:
         """Ask the agent for what comes after the cursor, if that is not under way and can be sent."""
         if self.sid is None and self._last is None:
             self.held += self._streams.reserve(self)
-            self.sid = self._streams.open(self, self._kernel_id, self._run_id, self._arrived)
+            self.sid = self._streams.open(self, self._kernel_id, self._run_id, self._arrived, self._order)
             if self.sid is None:
                 self.held = self.buffered
 
@@ -103,6 +107,7 @@ class Stream:
         self._records.extend(message.records)
         self.buffered += total
         self._arrived = message.next
+        self._order = None
         self._wake.set()
 
     def finish(self, run: RunStatus) -> None:
@@ -150,9 +155,9 @@ class Streams:
         """Credit in the agent's hands and output not yet taken, of all streams together: bytes of cost."""
         return sum(stream.held for stream in self._all)
 
-    def start(self, kernel_id: UUID, run_id: str, offset: int) -> Stream:
+    def start(self, kernel_id: UUID, run_id: str, offset: int, order: RunOrder | None = None) -> Stream:
         """A new stream; `stop` must be called when its reader has left."""
-        stream = Stream(self, kernel_id, run_id, offset)
+        stream = Stream(self, kernel_id, run_id, offset, order)
         self._all.add(stream)
         stream.ensure_open()
         return stream
@@ -164,11 +169,14 @@ class Streams:
 
     # -- for Stream
 
-    def open(self, stream: Stream, kernel_id: UUID, run_id: str, offset: int) -> int | None:
+    def open(
+        self, stream: Stream, kernel_id: UUID, run_id: str, offset: int, order: RunOrder | None
+    ) -> int | None:
         """Open at the agent with the credit that the stream holds; its id, None if that cannot be sent."""
         sid = self._last_sid + 1
-        credit = stream.held
-        message = link.Open(sid=sid, kernel_id=kernel_id, run_id=run_id, offset=offset, credit=credit)
+        message = link.Open(
+            sid=sid, kernel_id=kernel_id, run_id=run_id, offset=offset, credit=stream.held, order=order
+        )
         if not self._try_send(link.encode(message)):
             return None
         self._last_sid = sid

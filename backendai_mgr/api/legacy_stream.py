@@ -61,9 +61,10 @@ async def execute(caller: Caller, ref: str) -> None:
 async def _execute(socket: Socket, run: _Run) -> None:
     try:
         spec = await _first_frame(socket)
-        await services().runs.put(run.caller, run.session, run.id, spec)
         prompts = _Prompts()
-        await race(partial(_send_console, socket, run, prompts), partial(_pass_answers, socket, run, prompts))
+        await race(
+            partial(_send_console, socket, run, spec, prompts), partial(_pass_answers, socket, run, prompts)
+        )
     except InvalidParameters as error:
         faults = "; ".join(f"{name}: {fault}" for name, fault in (error.data or {}).items())
         await _fail(socket, POLICY, f"Invalid API parameters: {error.message} ({faults})")
@@ -85,8 +86,8 @@ async def _first_frame(socket: Socket) -> RunSpec:
     return spec
 
 
-async def _send_console(socket: Socket, run: _Run, prompts: "_Prompts") -> None:
-    async with services().runs.stream(run.caller, run.session, run.id, offset=0) as items:
+async def _send_console(socket: Socket, run: _Run, spec: RunSpec, prompts: "_Prompts") -> None:
+    async with services().runs.stream(run.caller, run.session, run.id, offset=0, start=spec) as items:
         intake = Intake()
         await race(partial(intake.feed, items), partial(_send_steps, socket, run, prompts, intake))
 

@@ -14,10 +14,10 @@ import trio
 from ..domain.ids import AgentId
 from ..runtime.supervise import supervise
 from ..wire.reports import KernelReport, Report
+from .agentports import Agents
 from .agentwatch import AgentWatch, KeeperConfig
 from .hub import Wake
 from .ports import (
-    Agents,
     AgentStore,
     EventRow,
     Lease,

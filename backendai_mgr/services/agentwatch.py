@@ -14,9 +14,10 @@ from ..domain.reconcile import Change, Reconciliation, Seen, reconcile
 from ..wire.callosum import AgentError
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import AgentRefusal, AgentUnreachable
+from .agentports import AgentLink, Agents, ReportFeed
 from .files import read_log
 from .hub import Wake
-from .ports import AgentLink, Agents, AgentStore, KernelMove, Lease, ReportFeed, StaleEpoch
+from .ports import AgentStore, KernelMove, Lease, StaleEpoch
 
 log = logging.getLogger(__name__)
 

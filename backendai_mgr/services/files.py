@@ -25,9 +25,10 @@ from ..wire.calls import MAX_OUTPUT
 from ..wire.files import FilePiece, Listing
 from ..wire.rpc import AgentRefusal
 from .accounts import KeyCache
+from .agentports import AgentLink, Agents
 from .agentwords import Refusals, told_by_agent
 from .directory import Directory, only
-from .ports import AgentLink, Agents, Sessions
+from .ports import Sessions
 
 #: Most bytes of a log; the newest are kept.
 LOG_BYTES = 10 << 20

@@ -1,4 +1,4 @@
-"""What the services need of the outside: stores and agents, as protocols that adapters implement.
+"""What the services need of the database, as protocols that adapters implement.
 
 Every store method is one transaction and one crossing to the driver. All of them raise `StoreUnavailable`
 when the database cannot be reached, having changed nothing that they did not report.
@@ -19,10 +19,7 @@ from ..domain.joining import Join, JoinRequest, StoredToken, TokenText
 from ..domain.sessions import KernelRow, KernelToStart, LiveSession, NewSession, Session
 from ..domain.status import AgentStatus, Status
 from ..scheduling.snapshot import Plan, Snapshot
-from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
-from ..wire.records import Record
-from ..wire.reports import KernelReport, Report
-from ..wire.rpc import KernelSpec, Output, RunSpec, RunStatus, Started
+from ..wire.reports import Report
 
 
 class StoreUnavailable(Exception):
@@ -307,93 +304,3 @@ class Turns(Protocol):
 
         `StoreUnavailable`, perhaps in a group, then and when the database is away.
         """
-
-
-# ---------------------------------------------------------------- agent link
-
-
-class ReportFeed(Protocol):
-    """Subscription to an agent's reports under an epoch. Iteration ends with `StaleEpoch` when a higher epoch
-    has subscribed."""
-
-    def __aiter__(self) -> AsyncIterator[Report]: ...
-
-    async def ack(self, report: Report, ended: Collection[KernelReport]) -> None:
-        """Tell the agent that these ended kernels are stored and need not be reported again."""
-
-
-class AgentLink(Protocol):
-    """One agent. Refusals are `wire.rpc.AgentRefusal`, silence past a call's deadline `AgentUnreachable`."""
-
-    @property
-    def last_heard(self) -> float:
-        """Trio time of the newest frame of any kind from the agent (-inf: none yet)."""
-
-    @property
-    def trouble(self) -> str | None:
-        """Why the agent is not connected, in a sentence, where more is known than that it is silent."""
-
-    async def create_kernel(self, spec: KernelSpec) -> tuple[str, int, KernelReport]:
-        """Start a kernel: (boot, seq, its report). Idempotent on (id, incarnation)."""
-
-    async def destroy_kernel(self, kernel_id: KernelId, incarnation: int, reason: str, epoch: int) -> None:
-        """Begin to end a kernel; its end shows in reports."""
-
-    async def start_run(self, kernel_id: KernelId, incarnation: int, run_id: str, spec: RunSpec) -> Started:
-        """Start the run, or attach when it exists with the same digest (`run-conflict` otherwise)."""
-
-    async def get_run(self, kernel_id: KernelId, run_id: str) -> RunStatus: ...
-
-    async def list_runs(self, kernel_id: KernelId) -> Sequence[RunStatus]: ...
-
-    async def interrupt_run(self, kernel_id: KernelId, run_id: str | None) -> RunStatus | None: ...
-
-    async def answer_run(
-        self, kernel_id: KernelId, run_id: str, *, offset: int | None, text: str | None
-    ) -> RunStatus:
-        """Answer the prompt at ``offset`` (None: whichever waits); ``text`` None is the end of all input."""
-
-    async def complete(self, kernel_id: KernelId, code: str, cursor: int) -> Sequence[str]:
-        """Whole replacements of the word before ``cursor``, in characters of ``code``."""
-
-    async def read_output(
-        self, kernel_id: KernelId, run_id: str, *, offset: int, max_bytes: int, wait: float
-    ) -> Output:
-        """Output from ``offset`` on; waits up to ``wait`` seconds for some, or for the run's end."""
-
-    async def poll_run(self, kernel_id: KernelId, run_id: str, *, wait: float, max_bytes: int) -> Output:
-        """Legacy: continue at the run's own cursor and advance it."""
-
-    async def list_files(self, kernel_id: KernelId, path: str) -> Listing: ...
-
-    async def read_file(
-        self, kernel_id: KernelId, path: str, *, offset: int, max_bytes: int
-    ) -> FilePiece: ...
-
-    async def write_file(
-        self, kernel_id: KernelId, path: str, *, upload: str, offset: int, data: bytes, final: bool
-    ) -> None:
-        """A piece (at most 4 MiB) of an upload; with ``final`` the file is put in place. May be repeated."""
-
-    async def archive_file(self, kernel_id: KernelId, path: str, *, max_bytes: int) -> bytes:
-        """A tar file of a file or a folder."""
-
-    async def read_log(self, kernel_id: KernelId, *, before: LogPlace | None, max_bytes: int) -> LogPiece:
-        """The newest of what the kernel and its runs wrote, before a place (None: the end)."""
-
-    def stream(
-        self, kernel_id: KernelId, run_id: str, *, offset: int
-    ) -> AbstractAsyncContextManager[AsyncIterator[Record | RunStatus]]:
-        """Records from ``offset`` on as they come, then the ended run's status as the last item."""
-
-    def reports(self, epoch: int, owner: str) -> AbstractAsyncContextManager[ReportFeed]:
-        """Subscribe to the agent's reports."""
-
-    async def report(self, epoch: int) -> Report:
-        """A report made now."""
-
-
-class Agents(Protocol):
-    """Links to agents, dialled on first use."""
-
-    def link(self, agent_id: AgentId, addr: str) -> AgentLink: ...

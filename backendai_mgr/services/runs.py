@@ -3,7 +3,7 @@ finds the kernel, its agent's shim decides and answers."""
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -23,10 +23,10 @@ from ..domain.requests import invalid
 from ..domain.sessions import LiveSession
 from ..domain.status import RunState
 from ..wire.records import ConsoleFold, Record
-from ..wire.rpc import Output, Prompt, RunSpec, RunStatus, Started
+from ..wire.rpc import Output, Prompt, RunOrder, RunSpec, RunStatus, Started
+from .agentports import AgentLink, Agents
 from .agentwords import Refusals, told_by_agent
 from .directory import Directory
-from .ports import AgentLink, Agents
 
 POLL_BYTES = 1 << 20
 MAX_FOLDS = 4096
@@ -56,13 +56,10 @@ class RunService:
 
     async def put(self, caller: Caller, name: str, run_id: str, spec: RunSpec) -> tuple[LiveSession, Started]:
         """Start the run unless this id has started already; `RunConflict` when it did with another body."""
-        if not is_run_id(run_id):
-            raise invalid("run_id", "1 to 64 letters, digits, dots, underscores and dashes")
-        if run_id == RESERVED_RUN:
-            raise invalid("run_id", f"{RESERVED_RUN} is the startup command's")
+        _check_new(run_id, "run_id")
         live = await self._directory.find(caller.access_key, name, exact=True)
         with told_by_agent(_REFUSALS):
-            return live, await self._link(live).start_run(live.kernel_id, live.incarnation, run_id, spec)
+            return live, await self._link(live).start_run(live.kernel_id, run_id, _order(live, spec))
 
     async def get(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
         """The run as its shim tells it."""
@@ -121,12 +118,18 @@ class RunService:
 
     @asynccontextmanager
     async def stream(
-        self, caller: Caller, name: str, run_id: str, *, offset: int
+        self, caller: Caller, name: str, run_id: str, *, offset: int, start: RunSpec | None = None
     ) -> AsyncIterator[AsyncIterator[Record | RunStatus]]:
-        """Records from ``offset`` on as they come, then the ended run's status as the last item."""
+        """Records from ``offset`` on as they come, then the ended run's status as the last item.
+
+        With ``start`` the run is started before, as `put` does, without waiting for the answer.
+        """
+        if start is not None:
+            _check_new(run_id, "run_id")
         live = await self._directory.find(caller.access_key, name, exact=True)
+        order = None if start is None else _order(live, start)
         with told_by_agent(_REFUSALS):
-            async with self._open(live, run_id, offset) as items:
+            async with self._link(live).stream(live.kernel_id, run_id, offset=offset, order=order) as items:
                 yield items
 
     async def execute(
@@ -148,18 +151,15 @@ class RunService:
             if mode in ("continue", "input"):
                 raise InvalidParameters("continuation requires explicit run ID", {"runId": "required"})
             run_id = uuid4().hex
-        if not is_run_id(run_id):
-            raise invalid("runId", "1 to 64 letters, digits, dots, underscores and dashes")
-        if run_id == RESERVED_RUN and mode in ("query", "batch"):
-            raise invalid("runId", f"{RESERVED_RUN} is the startup command's")
+        starts = mode in ("query", "batch")
+        (_check_new if starts else _check)(run_id, "runId")
         live = await self._directory.find(caller.access_key, reference, exact=False)
         with told_by_agent(_REFUSALS):
             link = self._link(live)
             if mode == "input":
                 await link.answer_run(live.kernel_id, run_id, offset=None, text=spec.code)
-            elif mode != "continue":
-                await link.start_run(live.kernel_id, live.incarnation, run_id, spec)
-            piece = await link.poll_run(live.kernel_id, run_id, wait=flush, max_bytes=POLL_BYTES)
+            order = _order(live, spec) if starts else None
+            piece = await link.poll_run(live.kernel_id, run_id, wait=flush, max_bytes=POLL_BYTES, order=order)
         return self._fold(live, run_id, piece)
 
     async def attach_legacy(self, caller: Caller, reference: str) -> LiveSession:
@@ -168,11 +168,6 @@ class RunService:
 
     def _link(self, live: LiveSession) -> AgentLink:
         return self._agents.link(live.agent_id, live.agent_addr)
-
-    def _open(
-        self, live: LiveSession, run_id: str, offset: int
-    ) -> AbstractAsyncContextManager[AsyncIterator[Record | RunStatus]]:
-        return self._link(live).stream(live.kernel_id, run_id, offset=offset)
 
     def _fold(self, live: LiveSession, run_id: str, piece: Output) -> ExecuteResult:
         """A character that two polls share is put together, so the fold is kept between them."""
@@ -189,6 +184,22 @@ class RunService:
         return ExecuteResult(
             run_id=run_id, status=status, exit_code=exit_code, console=console, options=options
         )
+
+
+def _order(live: LiveSession, spec: RunSpec) -> RunOrder:
+    return RunOrder.of(live.incarnation, spec)
+
+
+def _check(run_id: str, name: str) -> None:
+    if not is_run_id(run_id):
+        raise invalid(name, "1 to 64 letters, digits, dots, underscores and dashes")
+
+
+def _check_new(run_id: str, name: str) -> None:
+    """A run of this id may be started; else `InvalidParameters` with the parameter's *name*."""
+    _check(run_id, name)
+    if run_id == RESERVED_RUN:
+        raise invalid(name, f"{RESERVED_RUN} is the startup command's")
 
 
 def legacy_step(

@@ -17,8 +17,9 @@ from ..domain.status import Status
 from ..runtime.failpoint import failpoint
 from ..wire.callosum import AgentError
 from ..wire.rpc import AgentRefusal, AgentUnreachable, KernelSpec
+from .agentports import Agents
 from .hub import Wake
-from .ports import Agents, KernelMove, Scheduling, Sessions
+from .ports import KernelMove, Scheduling, Sessions
 
 log = logging.getLogger(__name__)
 

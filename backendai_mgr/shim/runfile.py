@@ -1,4 +1,4 @@
-"""``run.jsonl`` of a run's folder: a line with what was claimed and, when the run has ended, one with its status.
+"""``run.jsonl`` of a run's folder: a line with what was claimed, and one with the status of the ended run.
 
 A last line without its newline is not there: it was not completed.
 """

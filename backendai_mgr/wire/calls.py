@@ -17,7 +17,7 @@ from .callosum import FrameError
 from .codec import wire
 from .files import LogPlace
 from .reports import KernelReport
-from .rpc import KernelSpec, RunSpec
+from .rpc import KernelSpec, RunOrder
 
 T = TypeVar("T")
 
@@ -78,10 +78,8 @@ class StartRun(Call):
 
     method: ClassVar[str] = "start_run"
     kernel_id: UUID
-    incarnation: int
     run_id: str = attrs.field(validator=_RUN_ID)
-    digest: str
-    spec: RunSpec
+    order: RunOrder
 
     @property
     def timeout(self) -> float:
@@ -161,17 +159,18 @@ class ReadOutput(Call):
 @attrs.frozen(kw_only=True)
 class PollRun(Call):
     """-> `Output` from the run's own cursor on; when the run or a step of it has ended, when it
-    asks for input, or after ``wait`` seconds."""
+    asks for input, or after ``wait`` seconds. The run is started before if there is an ``order``."""
 
     method: ClassVar[str] = "poll_run"
     kernel_id: UUID
     run_id: str = attrs.field(validator=_RUN_ID)
     wait: float = attrs.field(validator=_WAIT)
     max_bytes: int = attrs.field(validator=_MAX_BYTES)
+    order: RunOrder | None = None
 
     @property
     def timeout(self) -> float:
-        return self.wait + _MARGIN
+        return self.wait + (_MARGIN if self.order is None else 2 * _MARGIN)
 
 
 @attrs.frozen(kw_only=True)

@@ -18,7 +18,7 @@ from .callosum import MAX_BODY, FrameError, pack, unpack
 from .calls import from_wire, to_wire
 from .records import Record
 from .reports import Report
-from .rpc import RunStatus
+from .rpc import RunOrder, RunStatus
 
 EVENTS = b"EVENTS"
 STREAM = b"STREAM"
@@ -83,7 +83,8 @@ class Reported(LinkMessage):
 
 @attrs.frozen(kw_only=True)
 class Open(LinkMessage):
-    """Manager: send the run's output from ``offset`` on, as far as ``credit`` reaches."""
+    """Manager: send the run's output from ``offset`` on, as far as ``credit`` reaches; start the run before
+    if there is an ``order``."""
 
     frame, op = STREAM, "open"
     sid: int
@@ -91,6 +92,7 @@ class Open(LinkMessage):
     run_id: str
     offset: int = attrs.field(validator=ge(0))
     credit: int = attrs.field(validator=ge(0))
+    order: RunOrder | None = None
 
 
 @attrs.frozen(kw_only=True)

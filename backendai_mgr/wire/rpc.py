@@ -97,6 +97,19 @@ class RunSpec:
 
 
 @attrs.frozen(kw_only=True)
+class RunOrder:
+    """A run to be started, in one life of its kernel. Repeating it is harmless; ``digest`` is the spec's."""
+
+    incarnation: int
+    digest: str
+    spec: RunSpec
+
+    @classmethod
+    def of(cls, incarnation: int, spec: RunSpec) -> "RunOrder":
+        return cls(incarnation=incarnation, digest=spec.digest(), spec=spec)
+
+
+@attrs.frozen(kw_only=True)
 class Prompt:
     """What a run asks for; the ``offset`` of its record names it."""
 

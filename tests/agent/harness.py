@@ -24,7 +24,7 @@ from backendai_mgr.domain.slots import Slots
 from backendai_mgr.runtime.paths import PathRefused, socket_dir
 from backendai_mgr.wire.records import Record
 from backendai_mgr.wire.reports import KernelReport
-from backendai_mgr.wire.rpc import KernelSpec, RunSpec, RunStatus
+from backendai_mgr.wire.rpc import KernelSpec, RunOrder, RunSpec, RunStatus
 
 #: Seconds; a bound for what should take milliseconds.
 PATIENCE = 30.0
@@ -113,7 +113,7 @@ def run_spec(code: str, timeout: float | None = None) -> RunSpec:
 async def start(registry: KernelRegistry, spec: KernelSpec, run_id: str, code: str) -> RunStatus:
     """Start a run and return its status at that moment."""
     run = run_spec(code)
-    started = await registry.start_run(spec.kernel_id, spec.incarnation, run_id, run.digest(), run)
+    started = await registry.start_run(spec.kernel_id, run_id, RunOrder.of(spec.incarnation, run))
     return started.run
 
 

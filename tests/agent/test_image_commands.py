@@ -9,7 +9,7 @@ import trio
 from backendai_mgr.agent.images import find_images, load_manifests, packaged_manifests
 from backendai_mgr.domain.slots import parse_amount
 from backendai_mgr.domain.status import RunState
-from backendai_mgr.wire.rpc import RunSpec
+from backendai_mgr.wire.rpc import RunOrder, RunSpec
 
 from .harness import new_site, read_all, run, start, text
 
@@ -144,7 +144,7 @@ class Workshop:
     async def batch(self, **steps):
         """Standard output, standard error, and the exit code."""
         body, name = RunSpec(mode="batch", **steps), self._next()
-        await self.registry.start_run(self.spec.kernel_id, 1, name, body.digest(), body)
+        await self.registry.start_run(self.spec.kernel_id, name, RunOrder.of(1, body))
         records, status = await read_all(self.registry, self.spec.kernel_id, name)
         return text(records), text(records, "stderr"), status.exit_code
 
@@ -234,7 +234,7 @@ async def test_a_program_of_the_image_asks_for_input_in_a_batch_run(registry, si
     shop = await workshop(registry, site, "shell")
     shop.put({"main.sh": "read name; echo hello $name\n"})
     body = RunSpec(mode="batch", exec="*")
-    await registry.start_run(shop.spec.kernel_id, 1, "asks", body.digest(), body)
+    await registry.start_run(shop.spec.kernel_id, "asks", RunOrder.of(1, body))
 
     for _ in ("clean", "build", "exec"):
         chunk = await registry.poll_run(shop.spec.kernel_id, "asks", wait=PATIENCE, max_bytes=4096)

@@ -3,7 +3,7 @@
 import pytest
 
 from backendai_mgr.domain.status import RunState
-from backendai_mgr.wire.rpc import AgentRefusal, RunSpec
+from backendai_mgr.wire.rpc import AgentRefusal, RunOrder, RunSpec
 
 from .harness import PATIENCE, run, text
 
@@ -16,7 +16,7 @@ async def kernel(registry, site):
 
 
 async def begin(registry, kernel, run_id, body):
-    return await registry.start_run(kernel.kernel_id, 1, run_id, body.digest(), body)
+    return await registry.start_run(kernel.kernel_id, run_id, RunOrder.of(1, body))
 
 
 async def poll(registry, kernel, run_id):

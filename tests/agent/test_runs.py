@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from backendai_mgr.agent.scratch import read_json
-from backendai_mgr.wire.rpc import AgentRefusal
+from backendai_mgr.wire.rpc import AgentRefusal, RunOrder
 
 from .harness import PATIENCE, read_all, run, run_spec, start, text
 
@@ -37,7 +37,7 @@ async def poll(registry, spec, run_id, *, wait=PATIENCE, max_bytes=65536):
 
 async def test_a_run_starts_once_however_often_it_is_asked_for(registry, site, kernel):
     body = run_spec("open('starts', 'a').write('x'); print('done')")
-    ask = partial(registry.start_run, kernel.kernel_id, 1, "once", body.digest(), body)
+    ask = partial(registry.start_run, kernel.kernel_id, "once", RunOrder.of(1, body))
     answers = []
     async with trio.open_nursery() as nursery:
         for _ in range(10):
@@ -73,7 +73,7 @@ async def test_what_is_unknown_is_told_apart(registry, site, kernel):
         await registry.get_run(site.spec().kernel_id, "never")
     stale = run_spec("1")
     with pytest.raises(AgentRefusal, match="stale-incarnation"):
-        await registry.start_run(kernel.kernel_id, 2, "r", stale.digest(), stale)
+        await registry.start_run(kernel.kernel_id, "r", RunOrder.of(2, stale))
     assert await registry.interrupt_run(kernel.kernel_id, None) is None
     assert list(await registry.list_runs(kernel.kernel_id)) == []
 

@@ -15,7 +15,7 @@ from backendai_mgr.runtime.zmqsocket import open_context
 from backendai_mgr.wire import callosum
 from backendai_mgr.wire.callosum import AgentError, Kind
 from backendai_mgr.wire.records import Record
-from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, RunSpec
+from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, RunOrder, RunSpec
 from tests.fakes.agent import FakeAgent
 
 from .conftest import AGENT, KERNEL, serving, spec
@@ -45,13 +45,13 @@ async def test_a_kernel_is_created_and_destroyed(link, agent):
 
 async def test_a_run_is_started_once_and_attached_to_afterwards(link, agent):
     code = RunSpec(code="print('ä \ud800')")
-    first = await link.start_run(KERNEL, 1, "r", code)
-    again = await link.start_run(KERNEL, 1, "r", code)
+    first = await link.start_run(KERNEL, "r", RunOrder.of(1, code))
+    again = await link.start_run(KERNEL, "r", RunOrder.of(1, code))
     assert (first.created, again.created) == (True, False)
     assert first.run.digest == code.digest()
     assert first.run.state is RunState.RUNNING
     with pytest.raises(AgentRefusal) as caught:
-        await link.start_run(KERNEL, 1, "r", RunSpec(code="2"))
+        await link.start_run(KERNEL, "r", RunOrder.of(1, RunSpec(code="2")))
     assert (caught.value.code, caught.value.message) == ("run-conflict", "r")
 
 
@@ -183,7 +183,7 @@ async def test_positional_arguments_and_compressed_bodies_are_answered(endpoint)
 
 async def test_what_is_too_large_to_send_is_a_bad_request(link):
     with pytest.raises(AgentRefusal) as caught:
-        await link.start_run(KERNEL, 1, "r", RunSpec(code="#" * callosum.MAX_BODY))
+        await link.start_run(KERNEL, "r", RunOrder.of(1, RunSpec(code="#" * callosum.MAX_BODY)))
     assert caught.value.code == "bad-request"
 
 

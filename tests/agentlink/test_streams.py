@@ -10,7 +10,7 @@ from backendai_mgr.wire import callosum
 from backendai_mgr.wire import link as wire
 from backendai_mgr.wire.callosum import AgentError
 from backendai_mgr.wire.records import Record
-from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, RunStatus
+from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, RunOrder, RunSpec, RunStatus
 
 from .conftest import AGENT, KERNEL, serving
 
@@ -68,6 +68,26 @@ async def test_output_is_followed_as_it_comes(link, agent):
             assert (await first(stream)).data == word
         run.finish()
         assert await read_all(stream) == (b"", run.status)
+
+
+async def test_a_run_is_started_with_its_stream_once_and_refused_in_it(link, agent):
+    order = RunOrder.of(1, RunSpec(code="1+1"))
+    async with link.stream(KERNEL, "new", offset=0, order=order) as stream:
+        with trio.fail_after(10):
+            while (KERNEL, "new") not in agent.runs:
+                await trio.lowlevel.checkpoint()
+        agent.runs[KERNEL, "new"].write(b"2")
+        assert (await first(stream)).data == b"2"
+    async with link.stream(KERNEL, "new", offset=0, order=order) as stream:  # attaches
+        assert (await first(stream)).data == b"2"
+    other = RunOrder.of(1, RunSpec(code="2+2"))
+    async with link.stream(KERNEL, "new", offset=0, order=other) as stream:
+        with pytest.raises(AgentRefusal, match="run-conflict"):
+            await first(stream)
+    huge = RunOrder.of(1, RunSpec(code="#" * callosum.MAX_BODY))
+    with pytest.raises(AgentRefusal, match="bad-request"):
+        async with link.stream(KERNEL, "huge", offset=0, order=huge):
+            pass
 
 
 async def test_what_the_agent_refuses_is_raised_by_the_iteration(link, agent):

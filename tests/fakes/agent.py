@@ -13,7 +13,7 @@ from backendai_mgr.domain.status import KernelState, RunState
 from backendai_mgr.wire.files import FilePiece, Listing, LogPiece, LogPlace
 from backendai_mgr.wire.records import Record
 from backendai_mgr.wire.reports import KernelExit, KernelReport, Report
-from backendai_mgr.wire.rpc import AgentRefusal, KernelSpec, RunSpec, RunStatus, Started
+from backendai_mgr.wire.rpc import AgentRefusal, KernelSpec, RunOrder, RunStatus, Started
 
 
 class FakeRun:
@@ -215,14 +215,12 @@ class FakeAgent:
         if kernel_id in self.kernels:
             self.kill(kernel_id)
 
-    async def start_run(
-        self, kernel_id: UUID, incarnation: int, run_id: str, digest: str, spec: RunSpec
-    ) -> Started:
+    async def start_run(self, kernel_id: UUID, run_id: str, order: RunOrder) -> Started:
         await self._called("start_run")
         present = self.runs.get((kernel_id, run_id))
-        if present is not None and present.status.digest != digest:
+        if present is not None and present.status.digest != order.digest:
             raise AgentRefusal("run-conflict", run_id)
-        run = present or self.add_run(kernel_id, run_id, digest)
+        run = present or self.add_run(kernel_id, run_id, order.digest)
         return Started(created=present is None, run=run.status)
 
     async def get_run(self, kernel_id: UUID, run_id: str) -> RunStatus:

@@ -1,4 +1,4 @@
-"""Agents in memory behind `services.ports.Agents`. What goes wrong is data: `refuse`, `silent`."""
+"""Agents in memory behind `services.agentports.Agents`. What goes wrong is data: `refuse`, `silent`."""
 
 from contextlib import asynccontextmanager
 from math import inf
@@ -110,19 +110,19 @@ class FakeAgent:
         if kernel_id in self.kernels and self.kernels[kernel_id].state is not KernelState.ENDED:
             self.end_kernel(kernel_id, reason)
 
-    async def start_run(self, kernel_id, incarnation, run_id, spec):
+    async def start_run(self, kernel_id, run_id, order):
         await self._called("start_run")
         if kernel_id not in self.kernels:
             raise AgentRefusal("no-such-kernel")
         known = self.runs.get((kernel_id, run_id))
-        if known is not None and known.digest != spec.digest():
+        if known is not None and known.digest != order.digest:
             raise AgentRefusal("run-conflict")
         if known is None:
             self.runs[kernel_id, run_id] = RunStatus(
                 run_id=run_id,
-                incarnation=incarnation,
-                digest=spec.digest(),
-                mode=spec.mode,
+                incarnation=order.incarnation,
+                digest=order.digest,
+                mode=order.spec.mode,
                 state=RunState.RUNNING,
                 queued_at=0.0,
             )
@@ -152,7 +152,9 @@ class FakeAgent:
         await self._called("complete")
         return [f"{code[:cursor]}()"]
 
-    async def poll_run(self, kernel_id, run_id, *, wait, max_bytes):
+    async def poll_run(self, kernel_id, run_id, *, wait, max_bytes, order=None):
+        if order is not None:
+            await self.start_run(kernel_id, run_id, order)
         run = await self.get_run(kernel_id, run_id)
         records, end, ended = self.pieces.pop(0)
         if ended:

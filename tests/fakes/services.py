@@ -318,9 +318,11 @@ class FakeRuns:
 
     @asynccontextmanager
     async def stream(
-        self, caller: Caller, name: str, run_id: str, *, offset: int
+        self, caller: Caller, name: str, run_id: str, *, offset: int, start: RunSpec | None = None
     ) -> AsyncIterator[AsyncIterator[Record | RunStatus]]:
         self._enter(name)
+        if start is not None:
+            await self.put(caller, name, run_id, start)
         run = self._run(run_id)
         run.readers += 1
         run._notify()

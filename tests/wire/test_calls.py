@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from backendai_mgr.wire import calls
 from backendai_mgr.wire.callosum import FrameError, pack, unpack
 from backendai_mgr.wire.files import LogPlace
-from backendai_mgr.wire.rpc import KernelSpec, RunSpec
+from backendai_mgr.wire.rpc import KernelSpec, RunOrder, RunSpec
 
 from .wrong import wrong_members
 
@@ -25,10 +25,11 @@ SPEC = KernelSpec(
     architecture="x86_64",
     slots={"cpu": "1"},
 )
+ORDER = RunOrder.of(1, RunSpec(code="1"))
 CALLS = [
     (calls.CreateKernel(spec=SPEC), 60),
     (calls.DestroyKernel(kernel_id=KERNEL, incarnation=1, reason="user-requested", epoch=3), 30),
-    (calls.StartRun(kernel_id=KERNEL, incarnation=1, run_id="r", digest="d", spec=RunSpec(code="1")), 30),
+    (calls.StartRun(kernel_id=KERNEL, run_id="r", order=ORDER), 30),
     (calls.GetRun(kernel_id=KERNEL, run_id="r"), 15),
     (calls.ListRuns(kernel_id=KERNEL), 15),
     (calls.InterruptRun(kernel_id=KERNEL, run_id=None), 30),
@@ -36,6 +37,7 @@ CALLS = [
     (calls.Complete(kernel_id=KERNEL, code="pri", cursor=3), 15),
     (calls.ReadOutput(kernel_id=KERNEL, run_id="r", offset=7, max_bytes=10, wait=5.5), 20.5),
     (calls.PollRun(kernel_id=KERNEL, run_id="r", wait=2, max_bytes=10), 17),
+    (calls.PollRun(kernel_id=KERNEL, run_id="r", wait=2, max_bytes=10, order=ORDER), 32),
     (calls.MakeReport(epoch=3), 5),
     (calls.ListFiles(kernel_id=KERNEL, path="a/\udcff"), 60),
     (calls.ReadFile(kernel_id=KERNEL, path="a", offset=5, max_bytes=10), 60),
