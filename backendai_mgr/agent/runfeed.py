@@ -30,7 +30,8 @@ class Arm(Protocol):
 class RunFeed:
     """What is known of a run while it is being read. Told of changes by `update` and `advance`."""
 
-    def __init__(self, folder: Path, run: RunStatus, arm: Arm) -> None:
+    def __init__(self, folder: Path, run: RunStatus, arm: Arm, *, watched: bool = False) -> None:
+        """*watched*: the run's first output will be told without asking for it."""
         self.run = run
         #: Held by the legacy poll that is being answered.
         self.turn = trio.Lock()
@@ -40,7 +41,7 @@ class RunFeed:
         self._end = run.end_offset
         self._changed = trio.Event()
         #: The watch fires past this offset; None while none is armed.
-        self._armed_past: int | None = None
+        self._armed_past: int | None = 0 if watched else None
         self._places: OrderedDict[int, RunLogReader] = OrderedDict()
         self._last: tuple[int, int, list[Record]] | None = None
 

@@ -47,6 +47,8 @@ class KernelRuns:
         self._statuses: OrderedDict[str, RunStatus] = OrderedDict()
         self._cursors: OrderedDict[str, int] = OrderedDict()
         self._feeds: OrderedDict[str, RunFeed] = OrderedDict()
+        #: Runs that were started on this connection and have no feed yet: their first output will be told.
+        self._watched: set[str] = set()
 
     # -- told by the kernel
 
@@ -60,6 +62,7 @@ class KernelRuns:
         if self._link is link:
             self._link = None
             self._answerable = trio.Event()
+            self._watched.clear()
 
     async def refresh(self, link: ShimLink) -> None:
         """After a reconnection: what was told meanwhile is not known, so ask for what is being read."""
@@ -87,6 +90,7 @@ class KernelRuns:
 
     def on_more(self, run_id: str, end: int, ended: bool) -> None:
         """The watch of this run fired."""
+        self._watched.discard(run_id)
         if feed := self._feeds.get(run_id):
             feed.advance(end, ended)
 
@@ -94,7 +98,14 @@ class KernelRuns:
 
     async def start(self, run_id: str, order: RunOrder) -> Started:
         """Start the run, or attach to the one that was started with this id and digest."""
-        answer = await self._ask("start", run_id=run_id, **attrs.asdict(order))
+        created = False
+        self._watched.add(run_id)
+        try:
+            answer = await self._ask("start", run_id=run_id, watch=0, **attrs.asdict(order))
+            created = not isinstance(answer, PastRuns) and answer["created"]
+        finally:
+            if not created:
+                self._watched.discard(run_id)
         if not isinstance(answer, PastRuns):
             return Started(created=answer["created"], run=wire.structure(answer["run"], RunStatus))
         run = answer.status(run_id)
@@ -209,7 +220,9 @@ class KernelRuns:
         """The feed of this run, shared by all who read it at the same time."""
         feed = self._feeds.pop(run.run_id, None)
         if feed is None:
-            feed = RunFeed(self._scratch.run(run.run_id), run, self._watch)
+            watched = run.run_id in self._watched
+            self._watched.discard(run.run_id)
+            feed = RunFeed(self._scratch.run(run.run_id), run, self._watch, watched=watched)
         self._feeds[run.run_id] = feed
         feed.readers += 1
         try:

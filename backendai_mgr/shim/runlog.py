@@ -69,6 +69,8 @@ class RunLogReader:
     def read(self, offset: int, max_bytes: int, end: int | None = None) -> list[LogRecord]:
         """Return what the log has from `offset` on, at most `max_bytes` of payload; [] if nothing yet.
 
+        It may be less than there is: ask again for what follows.
+
         The first record starts exactly at `offset`, which may be inside a record.  `end` is the end offset of
         a run that has ended: bytes before it that never reached the disk are then returned as a gap.
         """
@@ -88,6 +90,8 @@ class RunLogReader:
                     records += found
                     max_bytes -= sum(len(record.data) for record in found)
                     offset = found[-1].offset + len(found[-1].data) + found[-1].gap
+                    if index + 1 == len(self._starts) and (end is None or offset == end):
+                        break  # the reader comes again for more
                     fresh = False
                     continue
             if index + 1 < len(self._starts):  # the writer had left this segment before we looked into it

@@ -130,6 +130,7 @@ class Server:
         self._leash = leash
         self._clients: set[Client] = set()
         self._watchers: dict[str, set[Client]] = {}  # by run id
+        self._starting: tuple[Client, str] | None = None  # gets this run's state with its answer
         self._waiting_for_end: list[tuple[Client, int]] = []
         self._alone_since = time.monotonic()
         self._abandoned = False
@@ -199,20 +200,26 @@ class Server:
             return
         if reply is not None:
             client.send({"id": number, "ok": reply})
-        if operation == "watch":
+        if operation in ("start", "watch"):
             self._wake(client, request["run_id"])
 
     # -- what the kernel tells
 
     def kernel_changed(self) -> None:
-        self._note({"note": "kernel", "state": self._kernel.state, "exit": self._kernel.exit})
+        note = {"note": "kernel", "state": self._kernel.state, "exit": self._kernel.exit}
+        for client in list(self._clients):
+            if client.wants_notes:
+                client.send(note)
         if self._kernel.state == "ended":
             for client, number in self._waiting_for_end:
                 client.send({"id": number, "ok": {}})
             self._waiting_for_end.clear()
 
     def run_changed(self, run: Run) -> None:
-        self._note({"note": "run", "run": run.status()})
+        note = {"note": "run", "run": run.status()}
+        for client in list(self._clients):
+            if client.wants_notes and (client, run.run_id) != self._starting:
+                client.send(note)
         if run.state.ended:
             self.log_grew(run)
 
@@ -237,7 +244,16 @@ class Server:
         }
 
     def _start(self, client: Client, request: dict[str, Any]) -> Reply:
-        created, run = self._kernel.start_run(parse_order(request))
+        """With an offset as its ``watch`` the run, if this starts it, is watched, as `_watch` does it."""
+        order = parse_order(request)
+        watch = None if request.get("watch") is None else _natural(request, "watch")
+        self._starting = client, order.run_id
+        try:
+            created, run = self._kernel.start_run(order)
+        finally:
+            self._starting = None
+        if created and watch is not None:
+            self._add_watch(client, run.run_id, watch)
         return {"created": created, "run": run.status()}
 
     def _status(self, client: Client, request: dict[str, Any]) -> Reply:
@@ -281,8 +297,7 @@ class Server:
         offset = _natural(request, "offset")
         if len(client.watches) >= MAX_WATCHES:
             raise Refused("bad-request", f"more than {MAX_WATCHES} watches")
-        client.watches[run.run_id] = offset
-        self._watchers.setdefault(run.run_id, set()).add(client)
+        self._add_watch(client, run.run_id, offset)
         return {"end": run.end_offset, "state": run.state.value}
 
     def _cursor(self, client: Client, request: dict[str, Any]) -> Reply:
@@ -323,11 +338,6 @@ class Server:
             return
         self._clients.add(Client(self, connection))
 
-    def _note(self, note: dict[str, Any]) -> None:
-        for client in list(self._clients):
-            if client.wants_notes:
-                client.send(note)
-
     def _wake(self, client: Client, run_id: str) -> None:
         """Send the one note of a watch if its time has come."""
         run = self._kernel.arbiter.find(run_id)
@@ -335,6 +345,10 @@ class Server:
         if run is not None and offset is not None and (run.end_offset > offset or run.state.ended):
             self._unwatch(client, run_id)
             client.send({"note": "more", "run_id": run_id, "end": run.end_offset, "state": run.state.value})
+
+    def _add_watch(self, client: Client, run_id: str, offset: int) -> None:
+        client.watches[run_id] = offset
+        self._watchers.setdefault(run_id, set()).add(client)
 
     def _unwatch(self, client: Client, run_id: str) -> None:
         client.watches.pop(run_id, None)
