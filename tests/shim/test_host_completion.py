@@ -97,8 +97,9 @@ def test_objects_cannot_break_completion(kernel: HostProcess, kind: str) -> None
 
 def test_completion_can_be_interrupted(kernel: HostProcess) -> None:
     kernel.run(
+        "import time\n"  # not later: an interrupt within the import machinery can be swallowed
         "class Slow:\n    def __dir__(self):\n        open('busy', 'w').close()\n"
-        "        import time\n        while 1: time.sleep(9)\nslow = Slow()"
+        "        while 1: time.sleep(9)\nslow = Slow()"
     )
     kernel.send(complete=77, code="slow.", cursor=5)
     busy = kernel.work / "busy"
