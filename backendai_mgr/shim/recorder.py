@@ -13,6 +13,8 @@ from backendai_mgr.shim.run import Run, RunStatus
 from backendai_mgr.shim.runlog import RunLogWriter
 from backendai_mgr.shim.runstore import RunStore
 
+# The next run's folder is made when this one's end has reached whoever waits for it: they need the processor.
+_PREPARE_AFTER = 0.002
 _SAVE_EVERY = 1.0  # try again to write statuses for which there was no room
 
 
@@ -73,7 +75,7 @@ class Recorder:
                 self._log.close()
             self.run = self._log = None
         if self._pipes is not None:
-            self._prepare_at = now  # for the next run, once those who wait for this one have been told
+            self._prepare_at = now + _PREPARE_AFTER
         status = run.status()
         if not self._store.save(status):
             self._unsaved[run.run_id] = status
