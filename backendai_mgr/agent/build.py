@@ -21,6 +21,7 @@ from .enclosure import KernelLimits
 from .images import load_manifests, packaged_manifests
 from .membership import LinkPlan, Managers, is_new_token, load_membership, own_keys, plan_link
 from .registry import KernelRegistry, open_registry
+from .retention import Limits
 from .scratch import KernelStore
 from .server import serve_link
 
@@ -89,6 +90,11 @@ async def run_agent(
             session_lifetime=config.session_lifetime,
             run_timeout=config.run_timeout,
             upload_size=config.upload_size,
+            retention=Limits(
+                after_end=config.run_retention,
+                session_bytes=config.session_output,
+                all_bytes=config.total_output,
+            ),
         ) as registry,
         trio.open_nursery() as nursery,
     ):

@@ -20,6 +20,9 @@ from ..runtime.paths import default_data_dir
 _RESERVED_MEM = ByteSize(256 << 20)
 _REPORT_INTERVAL = Seconds(3.0)
 _RUN_OUTPUT = ByteSize(64 << 20)
+_SESSION_OUTPUT = ByteSize(1 << 30)
+_TOTAL_OUTPUT = ByteSize(10 << 30)
+_RUN_RETENTION = Seconds(86400.0)
 _UPLOAD_SIZE = ByteSize(1 << 30)
 _NO_LIMIT = Seconds(0.0)
 _LEASH = Seconds(3600.0)
@@ -146,6 +149,11 @@ class AgentConfig:
     kernel_processes: int = attrs.field(default=512, validator=_between(16, 1_000_000))
     #: Bytes of output that are kept of one run: its beginning and its end.
     run_output: ByteSize = _RUN_OUTPUT
+    #: Bytes of output that are kept of all runs of a session, and of all runs of all sessions.
+    session_output: ByteSize = _SESSION_OUTPUT
+    total_output: ByteSize = _TOTAL_OUTPUT
+    #: How long after a session's end its runs can be read.
+    run_retention: Seconds = attrs.field(default=_RUN_RETENTION, validator=_between(0, 10 * 365 * 86400))
     #: Runs that name no limit of their own are interrupted after so long; 0 for never.
     run_timeout: Seconds = _NO_LIMIT
     #: Listen on an address that is not loopback even where kernels are not isolated.

@@ -12,7 +12,7 @@ import attrs
 from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
-from ..wire.rpc import KernelSpec, RunOrder, RunStatus, Started
+from ..wire.rpc import MAX_RUNS, KernelSpec, RunOrder, RunPlace, RunStatus, Started
 
 
 @attrs.frozen(kw_only=True)
@@ -63,7 +63,13 @@ class Handler(Protocol):
 
     async def get_run(self, kernel_id: UUID, run_id: str) -> RunStatus: ...
 
-    async def list_runs(self, kernel_id: UUID) -> Sequence[RunStatus]: ...
+    async def list_runs(
+        self, kernel_id: UUID, *, limit: int = MAX_RUNS, after: RunPlace | None = None
+    ) -> Sequence[RunStatus]:
+        """The newest first, from a place on."""
+
+    async def delete_run(self, kernel_id: UUID, run_id: str) -> None:
+        """Delete a run that has ended."""
 
     async def interrupt_run(self, kernel_id: UUID, run_id: str | None) -> RunStatus | None: ...
 

@@ -50,7 +50,7 @@ class Kernel:
         """*lifetime*: seconds from its start until it is ended; 0 for no limit."""
         self.spec = spec
         self.scratch = scratch
-        self.runs = KernelRuns(scratch)
+        self.runs = KernelRuns(scratch.runs)
         self.state = KernelState.STARTING
         self.exit: KernelExit | None = None
         #: Why it never came to run; None while it starts, and when it ran.
@@ -162,7 +162,7 @@ class Kernel:
         if self.failure is not None and not self._end_reason:  # it never ran, however it ended
             self.exit = KernelExit(reason=FAILED_TO_START, exit_code=self.exit.exit_code)
         self.scratch.save_exit(self.exit)
-        self.runs.end(PastRuns(self.scratch, self.exit.reason, self._clock()))
+        self.runs.end(PastRuns(self.scratch.runs, self.exit.reason, self._clock()))
         self._set_state(KernelState.ENDED)
         self.ending.set()
         self.over.set()

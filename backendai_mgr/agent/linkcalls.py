@@ -98,7 +98,9 @@ class Calls:
             case calls.GetRun():
                 return await handler.get_run(call.kernel_id, call.run_id)
             case calls.ListRuns():
-                return list(await handler.list_runs(call.kernel_id))
+                return list(await handler.list_runs(call.kernel_id, limit=call.limit, after=call.after))
+            case calls.DeleteRun():
+                return await handler.delete_run(call.kernel_id, call.run_id)
             case calls.InterruptRun():
                 return await handler.interrupt_run(call.kernel_id, call.run_id)
             case calls.AnswerRun():

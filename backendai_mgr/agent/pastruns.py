@@ -1,5 +1,6 @@
 """The runs of a kernel whose shim is gone, as the shim left them on disk. They stay readable."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +11,45 @@ from ..domain.status import RunState
 from ..shim import runfile
 from ..shim.runlog import RunLogReader
 from ..wire.codec import wire
-from ..wire.rpc import RunStatus
-from .scratch import Scratch
+from ..wire.rpc import AgentRefusal, RunStatus
+from .scratch import run_folder
 
 
 @attrs.frozen
 class PastRuns:
     """Statuses from disk. A run that has none was cut short by the kernel's end and is ``lost``."""
 
-    scratch: Scratch
+    root: Path
     #: Why the kernel ended, and when (unix seconds).
     reason: str
     ended_at: float
 
     def status(self, run_id: str) -> RunStatus | None:
         """The run's status; None when there never was such a run."""
-        return self._status(self.scratch.run(run_id))
+        return self._status(run_folder(self.root, run_id))
+
+    def delete(self, run_id: str) -> None:
+        """Remove all of a run. `AgentRefusal` no-such-run."""
+        if self.status(run_id) is None:
+            raise AgentRefusal("no-such-run", f"no run {run_id} in this session")
+        shutil.rmtree(run_folder(self.root, run_id), ignore_errors=True)
 
     def list(self) -> list[RunStatus]:
-        """All runs, the earliest first."""
+        """All runs."""
         try:
-            folders = list(self.scratch.runs.iterdir())
+            folders = list(self.root.iterdir())
         except FileNotFoundError:
             return []
-        runs = [run for folder in folders if (run := self._status(folder)) is not None]
-        return sorted(runs, key=_age)
+        return [run for folder in folders if (run := self._status(folder)) is not None]
 
     def _status(self, folder: Path) -> RunStatus | None:
         claim, status = runfile.read(folder)
         if status is None and claim is not None:
             status = self._cut_short(folder, claim)
+        if status is None or status.get("deleted"):
+            return None
         try:
-            return None if status is None else wire.structure(status, RunStatus)
+            return wire.structure(status, RunStatus)
         except BaseValidationError:
             return None  # not written by our shim
 
@@ -53,7 +61,3 @@ class PastRuns:
             "end_offset": RunLogReader(folder).end_offset(),
             "ended_at": self.ended_at,
         }
-
-
-def _age(run: RunStatus) -> float:
-    return run.queued_at

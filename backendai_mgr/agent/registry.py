@@ -21,12 +21,15 @@ from ..domain.slots import Slots
 from ..runtime.supervise import supervise
 from ..shim.failpoint import failpoint
 from ..wire.reports import KernelReport, Report
-from ..wire.rpc import AgentRefusal, KernelSpec, RunOrder, RunStatus, Started
+from ..wire.rpc import MAX_RUNS, AgentRefusal, KernelSpec, RunOrder, RunPlace, RunStatus, Started, page_of
 from . import capacity
+from .archive import Archive
 from .backends.interface import Backend, Shim
 from .files import UPLOAD_SIZE, FileAccess, KernelFiles
 from .handler import Chunk
 from .kernel import Kernel
+from .pastruns import PastRuns
+from .retention import Limits, Retention
 from .runs import KernelRuns
 from .scratch import KernelStore
 
@@ -56,6 +59,7 @@ class KernelRegistry:
         upload_size: int = UPLOAD_SIZE,
         session_lifetime: float = 0.0,
         run_timeout: float = 0.0,
+        retention: Limits,
     ) -> None:
         self._store = store
         self._backend = backend
@@ -67,6 +71,8 @@ class KernelRegistry:
         self._run_timeout = run_timeout
         self._version = _own_version()
         self._files = FileAccess(upload_size)
+        self._archive = Archive(store)
+        self._retention = Retention(store.folders_of_runs, retention, clock=clock)
         self._kernels: dict[UUID, Kernel] = {}
         self._seq = 0
         self._changes = 0
@@ -87,7 +93,7 @@ class KernelRegistry:
             images=list(self._backend.images()),
             kernels=[kernel.report() for kernel in kernels],
             missing=dict(self._backend.missing()),
-            stats=dict(self._backend.stats()),
+            stats={**self._backend.stats(), "runs": self._retention.stats()},
         )
 
     async def wait_changed(self, seen: int) -> int:
@@ -205,6 +211,7 @@ class KernelRegistry:
         """A kernel's task: its life, and then its removal."""
         await live()
         if not kernel.superseded:
+            self._put_away(kernel)
             failpoint("destroy.before_remove")
             try:
                 await trio.to_thread.run_sync(self._store.remove, kernel.scratch, abandon_on_cancel=True)
@@ -217,6 +224,19 @@ class KernelRegistry:
             del self._kernels[kernel.spec.kernel_id]
         kernel.gone.set()
         self._note_change()
+
+    def _put_away(self, kernel: Kernel) -> None:
+        """Keep the runs. At once, so that nobody reads where they are not any more."""
+        assert kernel.exit is not None
+        now = self._clock()
+        try:
+            past = self._store.archive(kernel.scratch, kernel.exit, now)
+        except OSError as error:
+            log.error("the runs of kernel %s cannot be kept: %s", kernel, error)
+            return
+        failpoint("destroy.after_archive")
+        if past is not None:
+            kernel.runs.relocate(PastRuns(past, kernel.exit.reason, now))
 
     def _note_change(self) -> None:
         self._changes += 1
@@ -243,8 +263,13 @@ class KernelRegistry:
     async def get_run(self, kernel_id: UUID, run_id: str) -> RunStatus:
         return await self._runs(kernel_id).get(run_id)
 
-    async def list_runs(self, kernel_id: UUID) -> Sequence[RunStatus]:
-        return await self._runs(kernel_id).list()
+    async def list_runs(
+        self, kernel_id: UUID, *, limit: int = MAX_RUNS, after: RunPlace | None = None
+    ) -> Sequence[RunStatus]:
+        return page_of(await self._runs(kernel_id).list(), limit=limit, after=after)
+
+    async def delete_run(self, kernel_id: UUID, run_id: str) -> None:
+        await self._runs(kernel_id).delete(run_id)
 
     async def interrupt_run(self, kernel_id: UUID, run_id: str | None) -> RunStatus | None:
         return await self._runs(kernel_id).interrupt(run_id)
@@ -265,8 +290,14 @@ class KernelRegistry:
     async def poll_run(self, kernel_id: UUID, run_id: str, *, wait: float, max_bytes: int) -> Chunk:
         return await self._runs(kernel_id).poll(run_id, wait, max_bytes)
 
+    async def retain(self) -> None:
+        """Let go of runs whose time is over, until cancelled."""
+        await self._retention.run()
+
     def _runs(self, kernel_id: UUID) -> KernelRuns:
-        return self._kernel_here(kernel_id).runs
+        """Of a kernel that is here, or was."""
+        kernel = self._kernels.get(kernel_id)
+        return self._archive.runs(kernel_id) if kernel is None else kernel.runs
 
     def _kernel_here(self, kernel_id: UUID) -> Kernel:
         kernel = self._kernels.get(kernel_id)
@@ -285,6 +316,7 @@ async def open_registry(
     run_timeout: float = 0.0,
     clock: Callable[[], float] = time.time,
     upload_size: int = UPLOAD_SIZE,
+    retention: Limits | None = None,
 ) -> AsyncIterator[KernelRegistry]:
     """The registry of the kernels in *store*, those of earlier agents adopted; the back end runs meanwhile.
 
@@ -306,9 +338,11 @@ async def open_registry(
                 clock=clock,
                 session_lifetime=session_lifetime,
                 upload_size=upload_size,
+                retention=retention or Limits(),
             )
             await registry.adopt_all()
             nursery.start_soon(partial(supervise, backend.run, name="the back end"))
+            nursery.start_soon(partial(supervise, registry.retain, name="retention"))
             yield registry
             nursery.cancel_scope.cancel()
 

@@ -70,6 +70,12 @@ class RunFeed:
         self._changed.set()
         self._changed = trio.Event()
 
+    def relocate(self, folder: Path) -> None:
+        """The files are in another folder now."""
+        self._folder = folder
+        self._places.clear()
+        self._last = None
+
     # -- reading
 
     async def read(self, offset: int, max_bytes: int, wait: float) -> Chunk:

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
@@ -15,11 +16,13 @@ from ..wire.rpc import AgentRefusal, RunOrder, RunStatus, Started
 from .handler import Chunk
 from .pastruns import PastRuns
 from .runfeed import MAX_CHUNK, RunFeed
-from .scratch import Scratch
+from .scratch import run_folder
 from .shimlink import ShimGone, ShimLink, ShimRefusal, ShimSilent
 
 #: What is kept in memory about so many of a kernel's runs; the shim and the disk know the others.
 _REMEMBERED = 1024
+#: The shim lists no more.
+_LISTED = 1000
 #: Feeds kept although nobody reads them at the moment.
 _IDLE_FEEDS = 32
 
@@ -31,6 +34,7 @@ _CODES = {
     "kernel-ended": "kernel-ended",
     "no-prompt": "no-prompt",
     "no-room": "no-room",
+    "not-ended": "not-ended",
 }
 
 V = TypeVar("V")
@@ -39,8 +43,9 @@ V = TypeVar("V")
 class KernelRuns:
     """All refusals are `AgentRefusal`. Calls wait until the kernel has started."""
 
-    def __init__(self, scratch: Scratch) -> None:
-        self._scratch = scratch
+    def __init__(self, root: Path) -> None:
+        """*root*: the folder in which the runs' folders are."""
+        self._root = root
         self._link: ShimLink | None = None
         self._past: PastRuns | None = None
         self._answerable = trio.Event()  # by the shim or the disk
@@ -81,6 +86,12 @@ class KernelRuns:
             lost = attrs.evolve(feed.run, state=RunState.LOST, reason=past.reason, ended_at=past.ended_at)
             feed.update(past.status(run_id) or lost)
             feed.disarmed()
+
+    def relocate(self, past: PastRuns) -> None:
+        """After `end`: the runs were moved. Whoever reads goes on."""
+        self._root, self._past = past.root, past
+        for run_id, feed in self._feeds.items():
+            feed.relocate(run_folder(past.root, run_id))
 
     def on_run(self, run: RunStatus) -> None:
         """The shim says that the run is now like this."""
@@ -123,10 +134,23 @@ class KernelRuns:
         return wire.structure(answer["run"], RunStatus)
 
     async def list(self) -> list[RunStatus]:
+        """All runs, in no order. The shim remembers the latest, the disk has them all."""
         answer = await self._ask("list")
         if isinstance(answer, PastRuns):
-            return answer.list()
-        return [wire.structure(run, RunStatus) for run in answer["runs"]]
+            return await trio.to_thread.run_sync(answer.list)
+        recent = [wire.structure(run, RunStatus) for run in answer["runs"]]
+        if len(recent) < _LISTED:
+            return recent
+        stored = await trio.to_thread.run_sync(PastRuns(self._root, "", 0.0).list)
+        return list({run.run_id: run for run in (*stored, *recent)}.values())
+
+    async def delete(self, run_id: str) -> None:
+        """Delete the output of a run that has ended; its id stays used as long as the kernel lives."""
+        answer = await self._ask("delete", run_id=run_id)
+        if isinstance(answer, PastRuns):
+            answer.delete(run_id)
+        self._statuses.pop(run_id, None)
+        self._feeds.pop(run_id, None)
 
     async def interrupt(self, run_id: str | None) -> RunStatus | None:
         """Interrupt this run, or the one that is running, if any. One that has ended stays as it is."""
@@ -222,7 +246,7 @@ class KernelRuns:
         if feed is None:
             watched = run.run_id in self._watched
             self._watched.discard(run.run_id)
-            feed = RunFeed(self._scratch.run(run.run_id), run, self._watch, watched=watched)
+            feed = RunFeed(run_folder(self._root, run.run_id), run, self._watch, watched=watched)
         self._feeds[run.run_id] = feed
         feed.readers += 1
         try:

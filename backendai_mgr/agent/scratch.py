@@ -10,6 +10,7 @@
         work/                       the kernel's own folder; all else is out of its reach
         kernel.log                  what it wrote outside of runs; shim.err: what its shim complained of
         runs/<sha256 of run id>/    meta, output and status of each run, owned by the shim
+    DATA_DIR/past/<kernel id>/      the runs of a kernel that is gone, and in exit.json how and when it ended
     DATA_DIR/ready/<token>/         the same, of kernels that nobody has asked for yet
     DATA_DIR/retired/<kernel id>    the highest incarnation that is over for good, as text
 
@@ -80,7 +81,7 @@ class Scratch:
 
     def run(self, run_id: str) -> Path:
         """The folder of one run."""
-        return self.runs / hashlib.sha256(run_id.encode()).hexdigest()
+        return run_folder(self.runs, run_id)
 
     def has_runs(self) -> bool:
         return self.runs.is_dir() and any(self.runs.iterdir())
@@ -114,6 +115,11 @@ class Scratch:
             write_json(self.exit_file, wire.unstructure(exit))
 
 
+def run_folder(runs: Path, run_id: str) -> Path:
+    """The folder of one run in a folder of *runs*."""
+    return runs / hashlib.sha256(run_id.encode()).hexdigest()
+
+
 class KernelStore:
     """The kernels of one agent on disk. All methods are short file operations."""
 
@@ -124,11 +130,13 @@ class KernelStore:
         self._mode = 0o711 if shared_with_kernels else 0o700
         self._kernels = data_dir / "kernels"
         self._retired = data_dir / "retired"
+        self._past = data_dir / "past"
         #: Kernels that nobody has asked for yet, each in a folder like a kernel's.
         self.ready = data_dir / "ready"
         self._make(self._kernels)
         self._make(self.ready)
         self._retired.mkdir(0o700, exist_ok=True)
+        self._past.mkdir(0o700, exist_ok=True)
 
     def scratch(self, kernel_id: UUID) -> Scratch:
         return Scratch(self._kernels / str(kernel_id))
@@ -142,6 +150,7 @@ class KernelStore:
         write_json(scratch.root / "kernel.json", wire.unstructure(spec))
         scratch.work.mkdir(0o700, exist_ok=True)
         scratch.runs.mkdir(0o700, exist_ok=True)
+        self._bring_back(scratch)
         return scratch
 
     def prepare_ready(self, spec: KernelSpec, ready: Scratch, move: Callable[[Path, Path], None]) -> Scratch:
@@ -149,7 +158,17 @@ class KernelStore:
         scratch = self.scratch(spec.kernel_id)
         write_json(ready.root / "kernel.json", wire.unstructure(spec))
         move(ready.root, scratch.root)
+        self._bring_back(scratch)
         return scratch
+
+    def _bring_back(self, scratch: Scratch) -> None:
+        """An earlier life of the kernel was over and done with before this one was asked for."""
+        past = self._past / scratch.root.name
+        if past.exists():
+            for folder in list(past.iterdir()):
+                if folder.is_dir():
+                    folder.rename(scratch.runs / folder.name)
+            shutil.rmtree(past)
 
     def new_ready(self, token: str) -> Scratch:
         """A new folder for a kernel that nobody has asked for yet."""
@@ -173,6 +192,30 @@ class KernelStore:
             else:  # nothing was started before kernel.json was there
                 self.remove(scratch)
         return found
+
+    def past(self, kernel_id: UUID) -> Path:
+        """Where the runs of the kernel are when it is gone."""
+        return self._past / str(kernel_id)
+
+    def archive(self, scratch: Scratch, exit: KernelExit, ended_at: float) -> Path | None:
+        """Put the runs of a kernel that ended (unix seconds) where they stay; None if there are none."""
+        if not scratch.has_runs():
+            return None
+        past = self._past / scratch.root.name
+        scratch.runs.rename(past)
+        with suppress(OSError):
+            write_json(past / "exit.json", {"reason": exit.reason, "ended_at": ended_at})
+        return past
+
+    def folders_of_runs(self) -> list[tuple[Path, float | None]]:
+        """The folders with runs, and since when (unix seconds) their kernels are gone."""
+        folders: list[tuple[Path, float | None]] = [
+            (folder / "runs", None) for folder in self._kernels.iterdir()
+        ]
+        for folder in self._past.iterdir():
+            with suppress(FileNotFoundError):  # brought back meanwhile
+                folders.append((folder, ended_how(folder)[1]))
+        return folders
 
     def retire(self, kernel_id: UUID, incarnation: int) -> None:
         """Never start this incarnation or an earlier one again."""
@@ -226,6 +269,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+
+
+def ended_how(past: Path) -> tuple[str, float]:
+    """Why and when (unix seconds) the kernel ended whose runs these are. `FileNotFoundError`."""
+    match read_json(past / "exit.json"):
+        case {"reason": str(reason), "ended_at": int() | float() as ended_at}:
+            return reason, float(ended_at)
+    return "lost", past.stat().st_mtime  # there was no room to write it
 
 
 def tail(path: Path, characters: int = 1000) -> str:

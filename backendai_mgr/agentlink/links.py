@@ -15,7 +15,7 @@ from ..wire.callosum import AgentError, FrameError
 from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
-from ..wire.rpc import AgentRefusal, KernelSpec, Output, RunOrder, RunStatus, Started
+from ..wire.rpc import MAX_RUNS, AgentRefusal, KernelSpec, Output, RunOrder, RunPlace, RunStatus, Started
 from .connection import Connection
 from .feed import Feed
 from .keys import LinkKeys
@@ -174,9 +174,16 @@ class Link:
         """The run's present status."""
         return _as(RunStatus, await self._call(calls.GetRun(kernel_id=kernel_id, run_id=run_id)))
 
-    async def list_runs(self, kernel_id: KernelId) -> Sequence[RunStatus]:
-        """Every run that the kernel's log still has."""
-        return _as(list[RunStatus], await self._call(calls.ListRuns(kernel_id=kernel_id)))
+    async def list_runs(
+        self, kernel_id: KernelId, *, limit: int = MAX_RUNS, after: RunPlace | None = None
+    ) -> Sequence[RunStatus]:
+        """Runs that are kept, the newest first, from a place on."""
+        call = calls.ListRuns(kernel_id=kernel_id, limit=limit, after=after)
+        return _as(list[RunStatus], await self._call(call))
+
+    async def delete_run(self, kernel_id: KernelId, run_id: str) -> None:
+        """Delete a run that has ended (`not-ended` otherwise)."""
+        await self._call(calls.DeleteRun(kernel_id=kernel_id, run_id=run_id))
 
     async def interrupt_run(self, kernel_id: KernelId, run_id: str | None) -> RunStatus | None:
         """Interrupt a run, or whichever is running; None when none is."""

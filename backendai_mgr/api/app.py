@@ -30,7 +30,7 @@ from .context import EXTENSION, ApiServices, Installed, current_message
 from .decoding import INVALID, clean_text
 from .front import ROUTE, Application, Front
 from .limits import Limits
-from .metrics import Metrics, PoolMetrics
+from .metrics import AgentMetrics, Metrics
 from .problems import problem_of
 from .sockets import INTERNAL_ERROR, POLICY, PeerLeft, Socket, SocketConnection, current_socket
 
@@ -57,7 +57,7 @@ def create_app(services: ApiServices, limits: Limits | None = None) -> Applicati
     """The ASGI application that serves the use cases of *services*."""
     limits = limits or Limits()
     metrics = Metrics(services.registry)
-    services.health.on_report(PoolMetrics(services.registry).note)
+    services.health.on_report(AgentMetrics(services.registry).note)
     app = Api(services, limits, metrics)
     return Front(cast(Application, app), metrics, limits)
 

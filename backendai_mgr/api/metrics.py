@@ -1,4 +1,4 @@
-"""Figures: counters of the HTTP interface, and what agents report of their pools.
+"""Figures: counters of the HTTP interface, and what agents report of their pools and runs.
 
 Labels are routes, not paths, so their number is bounded. Where several workers serve one address a scrape
 reaches one of them, which tells the figures of all: they share them through files (prometheus_client's
@@ -66,46 +66,59 @@ class Metrics:
         return self._sockets.labels(route).track_inprogress()
 
 
-#: What agents count themselves. It is kept as it was told, in gauges, and shown as the counters that it is.
-_COUNTED = {
-    "hits": ("backendai_pool_hits_total", "Starts that found a ready kernel."),
-    "misses": ("backendai_pool_misses_total", "Starts that found none."),
-}
+#: What agents tell, and how it is called. What they count themselves is kept as it was told, in gauges, and
+#: shown as the counters that it is: those whose names end in ``_total``.
 _POOL = {
     "ready": ("backendai_pool_ready", "Kernels that are ready."),
     "size": ("backendai_pool_size", "Kernels that are to be ready."),
     "refill_seconds": ("backendai_pool_refill_seconds", "Time that making the latest one took."),
-    **_COUNTED,
+    "hits": ("backendai_pool_hits_total", "Starts that found a ready kernel."),
+    "misses": ("backendai_pool_misses_total", "Starts that found none."),
 }
+_RUNS = {
+    "kept": ("backendai_runs_kept", "Runs that are kept."),
+    "bytes": ("backendai_run_output_bytes", "Bytes of output that are kept of them."),
+    "dropped_bytes": ("backendai_run_output_dropped_bytes_total", "Bytes of output that gave way to newer."),
+    "removed": ("backendai_runs_removed_total", "Runs whose time was over."),
+}
+_COUNTED = frozenset(name for name, _ in (*_POOL.values(), *_RUNS.values()) if name.endswith("_total"))
 
 
-class PoolMetrics:
-    """What agents report of the kernels that they keep ready.
+class AgentMetrics:
+    """What agents report of the kernels that they keep ready, and of the runs that they keep.
 
     An agent reports to one worker at a time, whose word counts as the newest until another takes over.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        labels = ["agent", "image"]
-        self._gauges = {
-            key: Gauge(name, text, labels, registry=registry, multiprocess_mode="livemostrecent")
-            for key, (name, text) in _POOL.items()
-        }
+        def gauges(named: Mapping[str, tuple[str, str]], *labels: str) -> dict[str, Gauge]:
+            mode: Any = "livemostrecent"
+            return {
+                key: Gauge(name, text, labels, registry=registry, multiprocess_mode=mode)
+                for key, (name, text) in named.items()
+            }
+
+        self._pool = gauges(_POOL, "agent", "image")
+        self._runs = gauges(_RUNS, "agent")
         #: Epoch and numbers that were noted last. They change rarely, and reports are many.
         self._noted: dict[AgentId, tuple[int, Mapping[str, Any]]] = {}
 
     def note(self, agent_id: AgentId, epoch: int, report: Report) -> None:
         """Take over what is new in a report, or all of it when it is the first under this epoch."""
-        pool = report.stats.get("pool", {})
         known_epoch, known = self._noted.get(agent_id, (epoch, {}))
-        if (known_epoch, known) == (epoch, pool):
+        if (known_epoch, known) == (epoch, report.stats):
             return
-        self._noted[agent_id] = (epoch, pool)
-        for image in known.keys() | pool.keys():
-            numbers = pool.get(image, {"ready": 0, "size": 0})
-            for key, gauge in self._gauges.items():
-                if key in numbers:
-                    gauge.labels(agent_id, image).set(float(numbers[key]))
+        self._noted[agent_id] = (epoch, report.stats)
+        pool = report.stats.get("pool", {})
+        for image in known.get("pool", {}).keys() | pool.keys():
+            _set(self._pool, pool.get(image, {"ready": 0, "size": 0}), agent_id, image)
+        _set(self._runs, report.stats.get("runs", {}), agent_id)
+
+
+def _set(gauges: Mapping[str, Gauge], numbers: Mapping[str, float], *labels: str) -> None:
+    for key, gauge in gauges.items():
+        if key in numbers:
+            gauge.labels(*labels).set(float(numbers[key]))
 
 
 def exposition(registry: CollectorRegistry) -> bytes:
@@ -122,8 +135,7 @@ class _Figures(Collector):
         self._source = source
 
     def collect(self) -> Iterable[Metric]:
-        counters = {name for name, _ in _COUNTED.values()}
         for metric in self._source.collect():
-            if metric.name in counters:
+            if metric.name in _COUNTED:
                 metric.name, metric.type = metric.name.removesuffix("_total"), "counter"
             yield metric

@@ -41,10 +41,18 @@ async def get(caller: Caller, name: str, run_id: str) -> Response:
 @blueprint.get("/session/<name>/runs")
 @authenticated
 async def list_runs(caller: Caller, name: str) -> Response:
-    """The session's runs, newest first."""
+    """The session's runs, newest first; ``next`` is what ``after`` must be for the page that follows."""
     query = query_parameters(ListRuns)
-    session, runs = await services().runs.list(caller, name)
-    return reply({"runs": [_run_reply(session, run) for run in runs[: query.limit]]})
+    session, runs, after = await services().runs.list(caller, name, limit=query.limit, after=query.after)
+    return reply({"runs": [_run_reply(session, run) for run in runs], "next": after})
+
+
+@blueprint.delete("/session/<name>/runs/<run_id>")
+@authenticated
+async def delete(caller: Caller, name: str, run_id: str) -> Response:
+    """Delete a run that has ended, with its output. Its id stays used."""
+    await services().runs.delete(caller, name, run_id)
+    return Response(b"", status=204)
 
 
 @blueprint.post("/session/<name>/runs/<run_id>/input")

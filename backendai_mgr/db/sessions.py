@@ -133,10 +133,13 @@ LIST = (
 """
 )
 
-LIVE = """
-SELECT s.id, s.name, s.access_key, s.status::text AS status, k.incarnation, k.agent, k.agent_addr
-  FROM sessions s JOIN kernels k ON k.id = s.id
- WHERE s.id = $1 AND s.status NOT IN ('TERMINATED', 'CANCELLED') AND k.agent IS NOT NULL
+# A dead kernel's row keeps the address that its agent had; what it left is where the agent is now.
+PLACED = """
+SELECT s.id, s.name, s.access_key, s.status::text AS status, k.incarnation, k.agent,
+       CASE WHEN s.status IN ('TERMINATED', 'CANCELLED') THEN COALESCE(a.addr, k.agent_addr)
+            ELSE k.agent_addr END AS agent_addr
+  FROM sessions s JOIN kernels k ON k.id = s.id LEFT JOIN agents a ON a.id = k.agent
+ WHERE s.id = $1 AND k.agent IS NOT NULL
 """
 
 ALL_LIVE = (
@@ -274,11 +277,11 @@ class PgSessions:
         except asyncpg.UniqueViolationError:
             return "name-taken"
 
-    async def live(self, session_id: SessionId) -> LiveSession | None:
-        """The session if it is live and has an agent."""
+    async def placed(self, session_id: SessionId) -> LiveSession | None:
+        """The session, dead or alive, if it has (or had) an agent."""
 
         async def work(conn: Conn) -> LiveSession | None:
-            row = await conn.fetchrow(LIVE, session_id)
+            row = await conn.fetchrow(PLACED, session_id)
             return None if row is None else _live(row)
 
         return await self._db.read(work)

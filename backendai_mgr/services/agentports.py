@@ -8,7 +8,7 @@ from ..domain.ids import AgentId, KernelId
 from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
-from ..wire.rpc import KernelSpec, Output, RunOrder, RunStatus, Started
+from ..wire.rpc import MAX_RUNS, KernelSpec, Output, RunOrder, RunPlace, RunStatus, Started
 
 
 class ReportFeed(Protocol):
@@ -43,7 +43,13 @@ class AgentLink(Protocol):
 
     async def get_run(self, kernel_id: KernelId, run_id: str) -> RunStatus: ...
 
-    async def list_runs(self, kernel_id: KernelId) -> Sequence[RunStatus]: ...
+    async def list_runs(
+        self, kernel_id: KernelId, *, limit: int = MAX_RUNS, after: RunPlace | None = None
+    ) -> Sequence[RunStatus]:
+        """Runs that are kept, the newest first, from a place on."""
+
+    async def delete_run(self, kernel_id: KernelId, run_id: str) -> None:
+        """Delete a run that has ended (`not-ended` otherwise)."""
 
     async def interrupt_run(self, kernel_id: KernelId, run_id: str | None) -> RunStatus | None: ...
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ..domain.errors import Conflict, NotFound, TooManyMatches, Unavailable
 from ..domain.ids import AccessKey, SessionId
 from ..domain.sessions import LiveSession
-from ..domain.status import Status
+from ..domain.status import DEAD, Status
 from .ports import EventRow, Match, Sessions
 
 CAPACITY = 20_000
@@ -44,23 +44,40 @@ class Directory:
         known = self._known.get(owner, {}).get((reference, exact))
         if known is not None:
             return known
-        generation = self._generation
-        session_id = await self._resolve(owner, reference, exact)
-        live = await self._sessions.live(session_id)
-        if live is not None and live.status is Status.RESTARTING:
+        session = await self._look(owner, reference, exact=exact, include_dead=False)
+        if session.status is Status.RESTARTING:
             raise Unavailable(f"Session {reference!r} is being restarted.", retry_after=1)
-        if live is None or live.status is not Status.RUNNING:
-            state = "not running yet" if live is None else str(live.status)
-            raise Conflict(f"Session {reference!r} is {state}.", {"session_id": str(session_id)})
-        if generation == self._generation:
-            self._known.setdefault(owner, {})[(reference, exact)] = live
+        if session.status is not Status.RUNNING:
+            raise _in_no_state(reference, session.id, str(session.status))
+        return session
+
+    async def find_placed(self, owner: AccessKey, name: str) -> LiveSession:
+        """The owner's session of exactly this name (or full UUID), the live one before those that have ended,
+        whatever its status, with the agent that has its runs. `NotFound`, or `Conflict` when it has no agent.
+        """
+        known = self._known.get(owner, {}).get((name, True))
+        return known or await self._look(owner, name, exact=True, include_dead=True)
+
+    async def _look(
+        self, owner: AccessKey, reference: str, *, exact: bool, include_dead: bool
+    ) -> LiveSession:
+        """Look the session up. One that runs is remembered."""
+        generation = self._generation
+        match = only(await self._sessions.match(owner, reference, include_dead=include_dead, exact=exact))
+        session = await self._sessions.placed(match.id)
+        if session is None:
+            state = "not running yet" if match.status not in DEAD else f"{match.status} and never ran"
+            raise _in_no_state(reference, match.id, state)
+        if session.status is Status.RUNNING and generation == self._generation:
+            self._known.setdefault(owner, {})[(reference, exact)] = session
             self._known.move_to_end(owner)
             if len(self._known) > CAPACITY:
                 self._known.popitem(last=False)
-        return live
+        return session
 
-    async def _resolve(self, owner: AccessKey, reference: str, exact: bool) -> SessionId:
-        return only(await self._sessions.match(owner, reference, include_dead=False, exact=exact)).id
+
+def _in_no_state(reference: str, session_id: SessionId, state: str) -> Conflict:
+    return Conflict(f"Session {reference!r} is {state}.", {"session_id": str(session_id)})
 
 
 def only(matches: Iterable[Match]) -> Match:

@@ -135,8 +135,8 @@ class Sessions(Protocol):
     async def rename(self, session_id: SessionId, name: str, *, now: datetime) -> Renaming:
         """Give the session another name, if it is RUNNING and no live one of its owner has that name."""
 
-    async def live(self, session_id: SessionId) -> LiveSession | None:
-        """The session if it is live and has an agent."""
+    async def placed(self, session_id: SessionId) -> LiveSession | None:
+        """The session, dead or alive, if it has (or had) an agent."""
 
     async def stored_log(self, kernel_id: KernelId) -> bytes | None:
         """The log of an ended kernel, if it was stored."""

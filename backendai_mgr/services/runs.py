@@ -1,9 +1,11 @@
 """Use cases of runs: start, interrupt, read. No database statement on the way: the directory
 finds the kernel, its agent's shim decides and answers."""
 
+import base64
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from math import isfinite
 from typing import Any
 from uuid import uuid4
 
@@ -21,9 +23,9 @@ from ..domain.errors import (
 from ..domain.ids import KernelId, is_run_id
 from ..domain.requests import invalid
 from ..domain.sessions import LiveSession
-from ..domain.status import RunState
+from ..domain.status import DEAD, RunState
 from ..wire.records import ConsoleFold, Record
-from ..wire.rpc import Output, Prompt, RunOrder, RunSpec, RunStatus, Started
+from ..wire.rpc import Output, Prompt, RunOrder, RunPlace, RunSpec, RunStatus, Started
 from .agentports import AgentLink, Agents
 from .agentwords import Refusals, told_by_agent
 from .directory import Directory
@@ -57,31 +59,48 @@ class RunService:
     async def put(self, caller: Caller, name: str, run_id: str, spec: RunSpec) -> tuple[LiveSession, Started]:
         """Start the run unless this id has started already; `RunConflict` when it did with another body."""
         _check_new(run_id, "run_id")
-        live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
+        try:
+            live = await self._directory.find(caller.access_key, name, exact=True)
+        except (NotFound, Conflict):  # a client that asks again for what it has had begun finds it
+            with suppress(NotFound, Conflict):
+                live, run = await self.get(caller, name, run_id)
+                if run.digest == spec.digest():
+                    return live, Started(created=False, run=run)
+            raise
+        with _told(live):
             return live, await self._link(live).start_run(live.kernel_id, run_id, _order(live, spec))
 
     async def get(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
-        """The run as its shim tells it."""
-        live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
+        """The run as its shim tells it, or has left it."""
+        live = await self._directory.find_placed(caller.access_key, name)
+        with _told(live):
             return live, await self._link(live).get_run(live.kernel_id, run_id)
+
+    async def delete(self, caller: Caller, name: str, run_id: str) -> None:
+        """Delete a run that has ended, with its output. `Conflict` when it has not."""
+        live = await self._directory.find_placed(caller.access_key, name)
+        with _told(live):
+            await self._link(live).delete_run(live.kernel_id, run_id)
 
     async def interrupt(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
         """Interrupt the run, or take it out of the queue; its status afterwards. An ended run stays so."""
-        live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
+        live = await self._directory.find_placed(caller.access_key, name)
+        with _told(live):
             status = await self._link(live).interrupt_run(live.kernel_id, run_id)
         if status is None:
             raise NotFound("run")
         return live, status
 
-    async def list(self, caller: Caller, name: str) -> tuple[LiveSession, Sequence[RunStatus]]:
-        """The runs that the session's kernel remembers, newest first."""
-        live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
-            runs = await self._link(live).list_runs(live.kernel_id)
-        return live, sorted(runs, key=lambda run: run.queued_at, reverse=True)
+    async def list(
+        self, caller: Caller, name: str, *, limit: int, after: str | None
+    ) -> tuple[LiveSession, Sequence[RunStatus], str | None]:
+        """The session's runs, newest first, and the cursor of the next page (None: no more)."""
+        place = None if after is None else _parse_cursor(after)
+        live = await self._directory.find_placed(caller.access_key, name)
+        with _told(live):
+            runs = await self._link(live).list_runs(live.kernel_id, limit=limit + 1, after=place)
+        page = runs[:limit]
+        return live, page, _cursor(page[-1]) if len(runs) > limit else None
 
     async def answer(
         self, caller: Caller, name: str, run_id: str, *, offset: int | None, text: str | None
@@ -90,28 +109,28 @@ class RunService:
 
         `Conflict` when it does not ask for that (any more).
         """
-        live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
+        live = await self._directory.find_placed(caller.access_key, name)
+        with _told(live):
             return live, await self._link(live).answer_run(live.kernel_id, run_id, offset=offset, text=text)
 
     async def complete(self, caller: Caller, reference: str, code: str, cursor: int) -> Sequence[str]:
         """Whole replacements of the word before ``cursor``, in characters of ``code``."""
         live = await self._directory.find(caller.access_key, reference, exact=False)
-        with told_by_agent(_REFUSALS):
+        with _told(live):
             return await self._link(live).complete(live.kernel_id, code, cursor)
 
     async def interrupt_session(self, caller: Caller, reference: str) -> None:
         """Interrupt whatever runs in the session now."""
         live = await self._directory.find(caller.access_key, reference, exact=False)
-        with told_by_agent(_REFUSALS):
+        with _told(live):
             await self._link(live).interrupt_run(live.kernel_id, None)
 
     async def output(
         self, caller: Caller, name: str, run_id: str, *, offset: int, wait: float, max_bytes: int
     ) -> Output:
         """Output from ``offset`` on; waits up to ``wait`` seconds for some, or for the run's end."""
-        live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
+        live = await self._directory.find_placed(caller.access_key, name)
+        with _told(live):
             return await self._link(live).read_output(
                 live.kernel_id, run_id, offset=offset, max_bytes=max_bytes, wait=wait
             )
@@ -126,9 +145,9 @@ class RunService:
         """
         if start is not None:
             _check_new(run_id, "run_id")
-        live = await self._directory.find(caller.access_key, name, exact=True)
+        live = await self._directory.find_placed(caller.access_key, name)
         order = None if start is None else _order(live, start)
-        with told_by_agent(_REFUSALS):
+        with _told(live):
             async with self._link(live).stream(live.kernel_id, run_id, offset=offset, order=order) as items:
                 yield items
 
@@ -154,7 +173,7 @@ class RunService:
         starts = mode in ("query", "batch")
         (_check_new if starts else _check)(run_id, "runId")
         live = await self._directory.find(caller.access_key, reference, exact=False)
-        with told_by_agent(_REFUSALS):
+        with _told(live):
             link = self._link(live)
             if mode == "input":
                 await link.answer_run(live.kernel_id, run_id, offset=None, text=spec.code)
@@ -188,6 +207,27 @@ class RunService:
 
 def _order(live: LiveSession, spec: RunSpec) -> RunOrder:
     return RunOrder.of(live.incarnation, spec)
+
+
+def _told(live: LiveSession) -> AbstractContextManager[None]:
+    """Turn what the agent says about the session's runs into refusals."""
+    return told_by_agent({**_REFUSALS, **_GONE} if live.status in DEAD else _REFUSALS)
+
+
+def _cursor(run: RunStatus) -> str:
+    return base64.urlsafe_b64encode(f"{run.queued_at!r} {run.run_id}".encode()).decode().rstrip("=")
+
+
+def _parse_cursor(text: str) -> RunPlace:
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        queued_at, _, run_id = raw.decode().partition(" ")
+        place = RunPlace(queued_at=float(queued_at), run_id=run_id)
+    except ValueError:
+        raise invalid("after", "not a cursor of this list") from None
+    if not (isfinite(place.queued_at) and is_run_id(run_id)):
+        raise invalid("after", "not a cursor of this list")
+    return place
 
 
 def _check(run_id: str, name: str) -> None:
@@ -236,5 +276,10 @@ _REFUSALS: Refusals = {
     "no-room": lambda message: NoRoom("There is no room to record the run."),
     "queue-full": lambda message: Conflict("Too many runs wait in this session."),
     "bad-request": lambda message: InvalidParameters("The agent refused the request.", {"run": message}),
+    "not-ended": lambda message: Conflict("The run has not ended. Interrupt it first."),
     "offset-past-end": lambda message: invalid("offset", "past the end of the finished run"),
+}
+#: Of a session that has ended.
+_GONE: Refusals = {
+    "no-such-kernel": lambda message: NotFound("run", "The runs of this session are not kept any more."),
 }

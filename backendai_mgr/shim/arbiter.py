@@ -4,9 +4,9 @@ Every method takes what happened (and when), changes the state and returns *effe
 now do, in that order.  Time is an argument: an `Instant` holds the wall clock (for people) and the monotonic
 clock (for deadlines), both in seconds.
 
-States: queued, running, waiting-input -> finished, timeout, cancelled, lost.  A run is handed over at most
-once, one at a time, in the order of arrival; an ended run never changes again.  A query goes to the
-interpreter (`Send`), a batch run is a sequence of command lines (`Execute`).
+States: queued, running, waiting-input -> finished, timeout, cancelled, lost (`run.TRANSITIONS`).  A run is
+handed over at most once, one at a time, in the order of arrival; an ended run never changes again.  A query
+goes to the interpreter (`Send`), a batch run is a sequence of command lines (`Execute`).
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ class Arbiter:
         return self._remember(Run.ended(status))
 
     def runs(self) -> list[Run]:
-        """Return the runs in memory, oldest first."""
+        """Return the runs in memory that were not deleted, oldest first."""
         current = [] if self.current is None else [self.current]
-        return [*self._past.values(), *current, *self._queue]
+        return [*(run for run in self._past.values() if not run.deleted), *current, *self._queue]
 
     def next_deadline(self) -> float | None:
         """Return the monotonic time at which `tick` must be called, if there is one."""
@@ -135,6 +135,8 @@ class Arbiter:
         """
         run = self.find(order.run_id)
         if run is not None:
+            if run.deleted:
+                raise Refused("conflict", "this run id was used for a run that was deleted")
             if run.digest != order.digest:
                 raise Refused("conflict", "this run id was used for another request")
             return run
@@ -187,6 +189,16 @@ class Arbiter:
         self._stop_asking(run)
         return run, [Answer(run, asked, text)]
 
+    def delete(self, run_id: str) -> Run:
+        """Do away with a run that has ended; its id stays used.  Raises Refused: not-found, not-ended."""
+        run = self.find(run_id)
+        if run is None or run.deleted:
+            raise Refused("not-found", "no such run")
+        if not run.state.ended:
+            raise Refused("not-ended", f"the run is {run.state}")
+        run.deleted = True
+        return run
+
     def move_cursor(self, run: Run, expected: int | None, advance: int | None) -> int:
         """Return the run's cursor, moved to `advance` if it is at `expected`.  Raises Refused: moved."""
         if advance is not None:
@@ -218,7 +230,7 @@ class Arbiter:
         if run.order is not None and run.order.stdin is not None and asked is not None:
             return [Answer(run, asked, run.next_line())]
         run.asked = asked
-        run.state = RunState.WAITING_INPUT
+        run.move(RunState.WAITING_INPUT)
         return [Asked(run, is_password)]
 
     def command_done(self, number: int, exit_code: int, reason: str, now: Instant) -> list[Effect]:
@@ -289,7 +301,7 @@ class Arbiter:
             return []
         run = self.current = self._queue.popleft()
         self._queued_bytes -= _size(run)
-        run.state = RunState.RUNNING
+        run.move(RunState.RUNNING)
         run.started_at = now.wall
         assert run.order is not None
         run.limit_at = None if run.order.timeout is None else now.mono + run.order.timeout
@@ -322,10 +334,11 @@ class Arbiter:
     def _stop_asking(self, run: Run) -> None:
         run.asked = run.prompt = None
         if run.state is RunState.WAITING_INPUT:
-            run.state = RunState.RUNNING
+            run.move(RunState.RUNNING)
 
     def _end(self, run: Run, state: RunState, exit_code: int | None, reason: str, now: Instant) -> Ended:
-        run.state, run.exit_code, run.reason, run.ended_at = state, exit_code, reason, now.wall
+        run.move(state)
+        run.exit_code, run.reason, run.ended_at = exit_code, reason, now.wall
         run.order = run.step = run.asked = run.prompt = None
         return Ended(self._remember(run))
 

@@ -8,7 +8,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypedDict
+from typing import Any
 
 from backendai_mgr.shim import processes
 from backendai_mgr.shim.arbiter import (
@@ -24,6 +24,7 @@ from backendai_mgr.shim.arbiter import (
     Send,
     StepEnded,
 )
+from backendai_mgr.shim.audience import Audience, Exit
 from backendai_mgr.shim.conversation import Conversation
 from backendai_mgr.shim.failpoint import failpoint
 from backendai_mgr.shim.guest import INTERPRETER, Command, Guest, SpawnFailed, exit_code_of, spawn
@@ -38,21 +39,6 @@ START_LIMIT = 60.0  # seconds from spawning to the kernel's first word
 _SWEEP_EVERY = 0.02  # while a kernel is being killed, look for new processes this often
 _SWEEP_LIMIT = 10.0  # then it counts as ended, whatever the operating system still holds
 _LOST_CONTROL_LIMIT = 1.0  # from the end of a socket to the wait status
-
-
-class Exit(TypedDict):
-    """How a kernel ended: `exit_code` as a shell counts it, -N for signal N, None if it never ran."""
-
-    reason: str
-    exit_code: int | None
-
-
-class Audience(Protocol):
-    """Who is told of changes."""
-
-    def kernel_changed(self) -> None: ...
-    def run_changed(self, run: Run) -> None: ...
-    def log_grew(self, run: Run) -> None: ...
 
 
 class Kernel:
@@ -166,7 +152,7 @@ class Kernel:
         self._recorder.tick(now)
         if self._inside is not None:
             self._inside.tick(now)
-        self._apply(self.arbiter.tick(_instant()))
+        self._apply(self.arbiter.tick(Instant.now()))
         for name in [name for name, at in self._timers.items() if at <= now]:
             del self._timers[name]
             self._timer(name, now)
@@ -194,7 +180,7 @@ class Kernel:
         self.arbiter.close(how["reason"])
         self.exit = how
         self.state = "ended"
-        self._apply(self.arbiter.kernel_ended(_instant()))
+        self._apply(self.arbiter.kernel_ended(Instant.now()))
         if self.audience is not None:
             self.audience.kernel_changed()
 
@@ -209,7 +195,7 @@ class Kernel:
             return False, known
         if order.mode == "query" and self._query_line == "":
             raise Refused("bad-request", "this image runs commands only (mode batch)")
-        now = _instant()
+        now = Instant.now()
         try:
             self._store.create(order, now.wall)
         except OSError as error:
@@ -221,7 +207,7 @@ class Kernel:
     def find(self, run_id: str) -> Run:
         """Return a run of this or an earlier life of the kernel.  Raises Refused: not-found."""
         run = self.arbiter.find(run_id) or self._recall(run_id)
-        if run is None:
+        if run is None or run.deleted:
             raise Refused("not-found", "no such run")
         return run
 
@@ -229,7 +215,7 @@ class Kernel:
         """Interrupt a run (None: the one that runs).  Raises Refused: not-found."""
         if run_id is not None:
             self.find(run_id)
-        run, effects = self.arbiter.interrupt(run_id, _instant())
+        run, effects = self.arbiter.interrupt(run_id, Instant.now())
         self._apply(effects)
         return run
 
@@ -239,6 +225,19 @@ class Kernel:
         run, effects = self.arbiter.answer(run_id, offset, text)
         self._apply(effects)
         return run
+
+    def delete(self, run_id: str) -> None:
+        """Delete an ended run's output, and forget all of it but its id.
+
+        Raises Refused: not-found, not-ended, no-room.
+        """
+        status = self.find(run_id).status()
+        run = self.arbiter.delete(run_id)
+        try:
+            self._store.delete(status)
+        except OSError as error:
+            run.deleted = False
+            raise Refused("no-room", f"the deletion cannot be recorded: {error.strerror}") from error
 
     def complete(self, code: str, cursor: int, answer: Callable[[list[str]], None]) -> None:
         """Ask the interpreter how to go on at `cursor`; while it is busy there is no answer but []."""
@@ -344,7 +343,7 @@ class Kernel:
             self.state = "running"
             if self.audience is not None:
                 self.audience.kernel_changed()
-            self._apply(self.arbiter.ready(_instant()))
+            self._apply(self.arbiter.ready(Instant.now()))
 
     def began(self, number: int) -> None:
         self._apply(self.arbiter.began(number))
@@ -353,7 +352,7 @@ class Kernel:
         if self._executing(number):
             failpoint("run.after_output_drain")
             in_range = -(2**31) <= exit_code < 2**31
-            self._apply(self.arbiter.done(number, exit_code if in_range else 1, interrupted, _instant()))
+            self._apply(self.arbiter.done(number, exit_code if in_range else 1, interrupted, Instant.now()))
 
     def executed(self, command: int, status: int) -> None:
         run = self.arbiter.current
@@ -362,7 +361,7 @@ class Kernel:
         code = os.waitstatus_to_exitcode(status)
         code = code if code >= 0 else 128 - code
         reason = "out-of-memory" if code and self._memory.happened() else ""
-        self._apply(self.arbiter.command_done(run.number, code, reason, _instant()))
+        self._apply(self.arbiter.command_done(run.number, code, reason, Instant.now()))
 
     def asked(self, prompt: int, is_password: bool) -> None:
         if (run := self.arbiter.current) is not None and self._executing(run.number):
@@ -393,7 +392,3 @@ class Kernel:
             return False
         self._recorder.drain()
         return True
-
-
-def _instant() -> Instant:
-    return Instant(time.time(), time.monotonic())

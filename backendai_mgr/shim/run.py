@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, NamedTuple, TypedDict
+import time
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 STEPS = ("clean", "build", "exec")
 MAX_STDIN = 1 << 20  # characters
@@ -25,6 +26,13 @@ class RunState(enum.StrEnum):
 
 
 _ENDED = frozenset({RunState.FINISHED, RunState.TIMEOUT, RunState.CANCELLED, RunState.LOST})
+# What a run may become.  It waits in the queue, runs (and may ask for input meanwhile), and ends once.
+TRANSITIONS: dict[RunState, frozenset[RunState]] = {
+    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLED, RunState.LOST}),
+    RunState.RUNNING: frozenset({RunState.WAITING_INPUT, *_ENDED}),
+    RunState.WAITING_INPUT: frozenset({RunState.RUNNING, RunState.TIMEOUT, RunState.LOST}),
+    **dict.fromkeys(_ENDED, frozenset()),
+}
 
 
 class Refused(Exception):
@@ -38,6 +46,10 @@ class Refused(Exception):
 class Instant(NamedTuple):
     wall: float
     mono: float
+
+    @classmethod
+    def now(cls) -> Instant:
+        return cls(time.time(), time.monotonic())
 
 
 class Prompt(TypedDict):
@@ -67,6 +79,7 @@ class RunStatus(TypedDict):
     step: str | None
     step_end: int
     prompt: Prompt | None
+    deleted: NotRequired[bool]
 
 
 class Order(NamedTuple):
@@ -118,6 +131,13 @@ class Run:
         self.over_limit = False
         self.limit_at: float | None = None
         self.kill_at: float | None = None
+        self.deleted = False  # its output is gone, and nobody is told of it any more; its id stays used
+
+    def move(self, to: RunState) -> None:
+        """Change the state, as `TRANSITIONS` allows."""
+        if to not in TRANSITIONS[self.state]:
+            raise AssertionError(f"a run that is {self.state} cannot become {to}")
+        self.state = to
 
     @classmethod
     def ended(cls, status: RunStatus) -> Run:
@@ -129,6 +149,7 @@ class Run:
         run.exit_code, run.reason = status["exit_code"], status["reason"]
         run.end_offset, run.step_end = status["end_offset"], status.get("step_end", 0)
         run.started_at, run.ended_at = status["started_at"], status["ended_at"]
+        run.deleted = status.get("deleted", False)
         return run
 
     def step_stdin(self) -> str | None:

@@ -346,6 +346,14 @@ def _gap(start: int, end: int, time_ns: int = 0) -> LogRecord:
     return LogRecord(start, time_ns, GAP, b"", end - start)
 
 
+def drop_segments(directory: str | os.PathLike[str]) -> None:
+    """Remove all that a log has written: readers find a gap instead."""
+    folder = os.fspath(directory)
+    for start in _segments(folder):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_path(folder, start))
+
+
 def first_segment() -> str:
     """Return the name of a log's first file, which may be there, empty, before anything is written."""
     return _name(0)

@@ -15,7 +15,7 @@ from typing import Any, cast
 from backendai_mgr.shim import runfile
 from backendai_mgr.shim.failpoint import failpoint
 from backendai_mgr.shim.run import Order, RunState, RunStatus
-from backendai_mgr.shim.runlog import RunLogWriter, first_segment
+from backendai_mgr.shim.runlog import RunLogWriter, drop_segments, first_segment
 
 # hashlib would load all of OpenSSL: megabytes in each of many processes, for one digest.
 _sha256 = importlib.import_module("_sha2" if sys.version_info >= (3, 12) else "_sha256").sha256
@@ -105,6 +105,13 @@ class RunStore:
                 self._reserve.refill()
             return True
         return False
+
+    def delete(self, status: RunStatus) -> None:
+        """Remove the output of an ended run.  What stays says that its id was used.  Raises OSError."""
+        folder = self.folder(status["run_id"])
+        with contextlib.suppress(FileNotFoundError):  # nothing is left of it
+            runfile.write_status(folder, {**status, "deleted": True})
+        drop_segments(folder)
 
     def load(self, run_id: str) -> RunStatus | None:
         """Return the status of an ended run; None if there is none."""

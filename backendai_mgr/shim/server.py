@@ -141,6 +141,7 @@ class Server:
             "list": self._list,
             "interrupt": self._interrupt,
             "input": self._input,
+            "delete": self._delete,
             "complete": self._complete,
             "assign": self._assign,
             "watch": self._watch,
@@ -273,6 +274,10 @@ class Server:
         if not isinstance(text, str | None):
             raise Refused("bad-request", "text must be text or null")
         return {"run": self._kernel.answer(_run_id(request), offset, text).status()}
+
+    def _delete(self, client: Client, request: dict[str, Any]) -> Reply:
+        self._kernel.delete(_run_id(request))
+        return {}
 
     def _complete(self, client: Client, request: dict[str, Any]) -> None:
         code, number = request.get("code"), request["id"]

@@ -17,7 +17,7 @@ from .callosum import FrameError
 from .codec import wire
 from .files import LogPlace
 from .reports import KernelReport
-from .rpc import KernelSpec, RunOrder
+from .rpc import MAX_RUNS, KernelSpec, RunOrder, RunPlace
 
 T = TypeVar("T")
 
@@ -97,10 +97,21 @@ class GetRun(Call):
 
 @attrs.frozen(kw_only=True)
 class ListRuns(Call):
-    """-> ``[RunStatus, …]``. Refused: no-such-kernel."""
+    """-> ``[RunStatus, …]``, the newest first. Refused: no-such-kernel."""
 
     method: ClassVar[str] = "list_runs"
     kernel_id: UUID
+    limit: int = attrs.field(default=MAX_RUNS, validator=and_(ge(1), le(MAX_RUNS)))
+    after: RunPlace | None = None
+
+
+@attrs.frozen(kw_only=True)
+class DeleteRun(Call):
+    """-> None. Refused: not-ended, no-such-run, no-such-kernel, no-room."""
+
+    method: ClassVar[str] = "delete_run"
+    kernel_id: UUID
+    run_id: str = attrs.field(validator=_RUN_ID)
 
 
 @attrs.frozen(kw_only=True)
@@ -262,7 +273,7 @@ CALLS: Mapping[str, type[Call]] = {
     call.method: call
     for call in (
         CreateKernel, DestroyKernel, MakeReport,
-        StartRun, GetRun, ListRuns, InterruptRun, AnswerRun, Complete,
+        StartRun, GetRun, ListRuns, DeleteRun, InterruptRun, AnswerRun, Complete,
         ReadOutput, PollRun,
         ListFiles, ReadFile, WriteFile, ArchiveFile, ReadLog,
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 from uuid import UUID
 
@@ -18,6 +19,7 @@ RefusalCode = Literal[
     "stale-epoch",
     "queue-full",
     "kernel-ended",
+    "not-ended",
     "bad-request",
     "offset-past-end",
     "no-prompt",
@@ -142,6 +144,30 @@ class RunStatus:
     @property
     def ended(self) -> bool:
         return self.state in RUN_ENDED
+
+
+#: Most runs of one answer.
+MAX_RUNS = 1000
+
+
+@attrs.frozen(kw_only=True)
+class RunPlace:
+    """A place in a list of runs, the newest of which come first: right after this one."""
+
+    queued_at: float
+    run_id: str
+
+
+def page_of(runs: Iterable[RunStatus], *, limit: int, after: RunPlace | None) -> list[RunStatus]:
+    """At most *limit* runs, the newest first, from a place on."""
+    newest = sorted(runs, key=_age, reverse=True)
+    if after is not None:
+        newest = [run for run in newest if _age(run) < (after.queued_at, after.run_id)]
+    return newest[:limit]
+
+
+def _age(run: RunStatus) -> tuple[float, str]:
+    return run.queued_at, run.run_id
 
 
 @attrs.frozen(kw_only=True)

@@ -41,7 +41,7 @@ async def victim(site: Site, kernel_id, action, *more, failpoint="", skip=0) -> 
 
 
 COLD = ["kernel.after_scratch", "kernel.after_shim_spawned"]
-AFTER_END = ["destroy.after_retire", "destroy.before_remove", "destroy.after_remove"]
+AFTER_END = ["destroy.after_retire", "destroy.after_archive", "destroy.before_remove", "destroy.after_remove"]
 WARM = ["kernel.after_given", "kernel.after_assigned", "kernel.after_moved"]
 
 

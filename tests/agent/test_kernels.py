@@ -189,7 +189,7 @@ async def test_a_kernel_can_use_its_own_folder_and_not_what_the_agent_keeps(regi
 # ---------------------------------------------------------------- end
 
 
-async def test_destruction_leaves_no_process_socket_or_file_once_acknowledged(registry, site):
+async def test_destruction_leaves_no_process_socket_or_file_but_the_runs_once_acknowledged(registry, site):
     spec = site.spec()
     await registry.create_kernel(spec)
     assert (await run(registry, spec, "stray", STRAY))[0] == "started\n"
@@ -205,8 +205,9 @@ async def test_destruction_leaves_no_process_socket_or_file_once_acknowledged(re
     await removed(registry, site, spec)
     assert shims_of(site.data_dir) == []
     assert list(socket_dir(site.data_dir).iterdir()) == []
+    assert (await registry.get_run(spec.kernel_id, "endless")).state == "lost"
     with pytest.raises(AgentRefusal, match="no-such-kernel"):
-        await registry.get_run(spec.kernel_id, "endless")
+        await registry.files(spec.kernel_id).list(".")
 
 
 async def test_a_destruction_during_the_start_ends_the_kernel(registry, site):
@@ -298,7 +299,7 @@ async def test_a_later_incarnation_replaces_the_kernel_and_keeps_its_runs(regist
     for run_id, printed in (("cut", "so far\n"), ("queued", "")):
         records, status = await read_all(registry, spec.kernel_id, run_id)
         assert (status.state, status.reason, text(records)) == ("lost", "restarted", printed)
-    assert [r.run_id for r in await registry.list_runs(spec.kernel_id)] == ["old", "cut", "queued"]
+    assert [r.run_id for r in await registry.list_runs(spec.kernel_id)] == ["queued", "cut", "old"]
     again = await start(registry, later, "queued", "print('never')")
     assert (again.state, again.incarnation) == ("lost", 1), "it is not run again by itself"
     out, _ = await run(registry, later, "new", "print('x' in globals(), open('kept').read())")

@@ -84,7 +84,7 @@ async def test_state_stays_from_run_to_run_and_exit_codes_are_true(registry, ker
     assert (await run(registry, kernel, "raise", "1/0"))[1].exit_code == 1
     assert (await run(registry, kernel, "exit", "raise SystemExit(3)"))[1].exit_code == 3
     listed = await registry.list_runs(kernel.kernel_id)
-    assert [each.run_id for each in listed] == ["set", "get", "raise", "exit"]
+    assert [each.run_id for each in listed] == ["exit", "raise", "get", "set"]
 
 
 async def test_an_interrupted_run_is_cancelled_and_the_kernel_goes_on(registry, kernel):

@@ -15,7 +15,7 @@ from backendai_mgr.runtime.zmqsocket import open_context
 from backendai_mgr.wire import callosum
 from backendai_mgr.wire.callosum import AgentError, Kind
 from backendai_mgr.wire.records import Record
-from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, RunOrder, RunSpec
+from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, RunOrder, RunPlace, RunSpec
 from tests.fakes.agent import FakeAgent
 
 from .conftest import AGENT, KERNEL, serving, spec
@@ -59,10 +59,18 @@ async def test_runs_are_looked_up_listed_and_interrupted(link, agent):
     agent.add_run(KERNEL, "a")
     agent.add_run(KERNEL, "b").finish(3)
     assert (await link.get_run(KERNEL, "b")).exit_code == 3
-    assert [run.run_id for run in await link.list_runs(KERNEL)] == ["a", "b"]
+    listed = await link.list_runs(KERNEL)
+    assert {run.run_id for run in listed} == {"a", "b"}
+    place = RunPlace(queued_at=listed[0].queued_at, run_id=listed[0].run_id)
+    assert await link.list_runs(KERNEL, after=place) == listed[1:]
+    assert await link.list_runs(KERNEL, limit=1) == listed[:1]
+    with pytest.raises(AgentRefusal, match="not-ended"):
+        await link.delete_run(KERNEL, "a")
     assert (await link.interrupt_run(KERNEL, None)).run_id == "a"
     assert await link.interrupt_run(KERNEL, None) is None
     assert (await link.interrupt_run(KERNEL, "b")).state is RunState.CANCELLED
+    await link.delete_run(KERNEL, "b")
+    assert [run.run_id for run in await link.list_runs(KERNEL)] == ["a"]
 
 
 async def test_output_is_read_from_any_offset(link, agent):

@@ -25,10 +25,10 @@ import json
 from prometheus_client import CollectorRegistry
 from backendai_mgr.app.figures import share_figures
 share_figures(int(sys.argv[1]))
-from backendai_mgr.api.metrics import Metrics, PoolMetrics, exposition
+from backendai_mgr.api.metrics import Metrics, AgentMetrics, exposition
 from tests.api.test_metrics import report
 registry = CollectorRegistry()
-metrics, pool = Metrics(registry), PoolMetrics(registry)
+metrics, pool = Metrics(registry), AgentMetrics(registry)
 for line in sys.stdin:
     for name, arguments in json.loads(line):
         if name == "request":

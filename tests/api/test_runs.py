@@ -34,6 +34,25 @@ async def test_code_of_eight_mebibytes(server, client):
     assert (reply.status_code, list(reply.json()["data"])) == (400, ["code"])
 
 
+async def test_a_run_is_deleted_when_it_has_ended(server, client):
+    await client.put(RUN, json={"code": "x"})
+    refused = await client.delete(RUN)
+    assert (refused.status_code, "not ended" in refused.json()["msg"]) == (409, True)
+    server.runs.runs["r1"].end(RunState.FINISHED, 0)
+    deleted = await client.delete(RUN)
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    assert (await client.get(RUN)).status_code == 404
+
+
+async def test_runs_come_in_pages(client):
+    for number in range(3):
+        await client.put(f"/session/my-session/runs/r{number}", json={"code": "x"})
+    first = (await client.get("/session/my-session/runs?limit=2")).json()
+    assert [run["run_id"] for run in first["runs"]] == ["r2", "r1"]
+    second = (await client.get(f"/session/my-session/runs?limit=2&after={first['next']}")).json()
+    assert ([run["run_id"] for run in second["runs"]], second["next"]) == (["r0"], None)
+
+
 async def test_state_and_interrupt(client):
     await client.put(RUN, json={"code": "x"})
     assert (await client.get(RUN)).json()["state"] == "running"

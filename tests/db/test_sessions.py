@@ -271,18 +271,19 @@ async def test_a_list_goes_on_after_a_position_newest_first(db):
     assert len(await sessions.live_owned()) == 8
 
 
-async def test_a_live_session_needs_an_agent(db):
+async def test_where_a_session_is_or_was_is_known_if_it_has_had_an_agent(db):
     await add_agent(db)
     sessions = PgSessions(db)
     (running,) = await insert_session(db, Status.RUNNING, incarnation=5)
     (pending,) = await insert_session(db, Status.PENDING)
     (dead,) = await insert_session(db, Status.TERMINATED)
-    live = await sessions.live(running)
+    live = await sessions.placed(running)
     assert (live.id, live.kernel_id, live.owner, live.status, live.incarnation, live.agent_id) == (
         running, running, KEY, Status.RUNNING, 5, AGENT,
     )  # fmt: skip
-    assert await sessions.live(pending) is None
-    assert await sessions.live(dead) is None
+    assert await sessions.placed(pending) is None
+    was = await sessions.placed(dead)
+    assert (was.status, was.agent_id) == (Status.TERMINATED, AGENT)
 
 
 async def test_the_events_of_a_session_tell_what_readers_filter_by(db):

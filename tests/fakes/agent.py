@@ -13,7 +13,16 @@ from backendai_mgr.domain.status import KernelState, RunState
 from backendai_mgr.wire.files import FilePiece, Listing, LogPiece, LogPlace
 from backendai_mgr.wire.records import Record
 from backendai_mgr.wire.reports import KernelExit, KernelReport, Report
-from backendai_mgr.wire.rpc import AgentRefusal, KernelSpec, RunOrder, RunStatus, Started
+from backendai_mgr.wire.rpc import (
+    MAX_RUNS,
+    AgentRefusal,
+    KernelSpec,
+    RunOrder,
+    RunPlace,
+    RunStatus,
+    Started,
+    page_of,
+)
 
 
 class FakeRun:
@@ -227,9 +236,18 @@ class FakeAgent:
         await self._called("get_run")
         return self._run(kernel_id, run_id).status
 
-    async def list_runs(self, kernel_id: UUID) -> list[RunStatus]:
+    async def list_runs(
+        self, kernel_id: UUID, *, limit: int = MAX_RUNS, after: RunPlace | None = None
+    ) -> list[RunStatus]:
         await self._called("list_runs")
-        return [run.status for (kernel, _), run in self.runs.items() if kernel == kernel_id]
+        runs = [run.status for (kernel, _), run in self.runs.items() if kernel == kernel_id]
+        return page_of(runs, limit=limit, after=after)
+
+    async def delete_run(self, kernel_id: UUID, run_id: str) -> None:
+        await self._called("delete_run")
+        if not self._run(kernel_id, run_id).status.ended:
+            raise AgentRefusal("not-ended", run_id)
+        del self.runs[kernel_id, run_id]
 
     async def interrupt_run(self, kernel_id: UUID, run_id: str | None) -> RunStatus | None:
         await self._called("interrupt_run")

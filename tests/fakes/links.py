@@ -10,7 +10,7 @@ from backendai_mgr.domain.status import KernelState, RunState
 from backendai_mgr.services.ports import StaleEpoch
 from backendai_mgr.wire.files import FilePiece, Listing, LogPiece
 from backendai_mgr.wire.reports import KernelExit, KernelReport, Report
-from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, Output, RunStatus, Started
+from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, Output, RunStatus, Started, page_of
 
 REPORT_INTERVAL = 3.0
 
@@ -134,9 +134,16 @@ class FakeAgent:
             raise AgentRefusal("no-such-run")
         return self.runs[kernel_id, run_id]
 
-    async def list_runs(self, kernel_id):
+    async def list_runs(self, kernel_id, *, limit=1000, after=None):
         await self._called("list_runs")
-        return [run for (kernel, _), run in self.runs.items() if kernel == kernel_id]
+        runs = [run for (kernel, _), run in self.runs.items() if kernel == kernel_id]
+        return page_of(runs, limit=limit, after=after)
+
+    async def delete_run(self, kernel_id, run_id):
+        await self._called("delete_run")
+        if not (await self.get_run(kernel_id, run_id)).ended:
+            raise AgentRefusal("not-ended")
+        del self.runs[kernel_id, run_id]
 
     async def interrupt_run(self, kernel_id, run_id):
         await self._called("interrupt_run")

@@ -281,8 +281,19 @@ class FakeRuns:
         self._run(run_id).interrupt()
         return live, self.runs[run_id].status
 
-    async def list(self, caller: Caller, name: str) -> tuple[LiveSession, list[RunStatus]]:
-        return self._enter(name), [run.status for run in reversed(self.runs.values())]
+    async def list(
+        self, caller: Caller, name: str, *, limit: int, after: str | None
+    ) -> tuple[LiveSession, list[RunStatus], str | None]:
+        live = self._enter(name)
+        begin = 0 if after is None else int(after)
+        runs = [run.status for run in reversed(self.runs.values())][begin:]
+        return live, runs[:limit], str(begin + limit) if len(runs) > limit else None
+
+    async def delete(self, caller: Caller, name: str, run_id: str) -> None:
+        self._enter(name)
+        if not self._run(run_id).status.ended:
+            raise Conflict("The run has not ended. Interrupt it first.")
+        del self.runs[run_id]
 
     async def answer(
         self, caller: Caller, name: str, run_id: str, *, offset: int | None, text: str | None

@@ -262,11 +262,11 @@ class FakeStore:
         self._event("session_renamed", self.sessions[session_id])
         return "renamed"
 
-    async def live(self, session_id):
+    async def placed(self, session_id):
         await trio.lowlevel.checkpoint()
         self._reach()
         s = self.sessions.get(session_id)
-        if s is None or s.agent_id is None or s.status in DEAD:
+        if s is None or s.agent_id is None:
             return None
         return LiveSession(
             id=s.id,

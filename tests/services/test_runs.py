@@ -1,3 +1,4 @@
+import attrs
 import pytest
 import trio
 
@@ -9,6 +10,7 @@ from backendai_mgr.domain.errors import (
     RunConflict,
     Unavailable,
 )
+from backendai_mgr.domain.status import RunState
 from backendai_mgr.services.sessions import CreateRequest
 from backendai_mgr.wire.records import Record
 from backendai_mgr.wire.rpc import AgentRefusal, RunSpec
@@ -47,8 +49,73 @@ async def test_an_ended_session_is_dropped_from_the_directory(world, autojump_cl
         await world.runs.put(CALLER, "test-session", "r1", RunSpec(code="1"))
         await world.sessions.destroy(CALLER, "test-session", forced=False, owner_access_key=None)
         with pytest.raises(NotFound):
-            await world.runs.put(CALLER, "test-session", "r1", RunSpec(code="1"))
+            await world.runs.put(CALLER, "test-session", "r2", RunSpec(code="1"))
         nursery.cancel_scope.cancel()
+
+
+async def test_the_runs_of_an_ended_session_are_there_as_long_as_its_agent_keeps_them(world, autojump_clock):
+    agent = world.agents["i-1"]
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery)
+        session = await world.running()
+        for name in ("r1", "r2"):
+            await world.runs.put(CALLER, "test-session", name, RunSpec(code=name))
+        await world.sessions.destroy(CALLER, "test-session", forced=False, owner_access_key=None)
+        for name in ("test-session", str(session.id)):
+            live, run = await world.runs.get(CALLER, name, "r1")
+            assert (live.id, run.run_id) == (session.id, "r1")
+        # A client that was not told that its run began asks again.
+        _, again = await world.runs.put(CALLER, "test-session", "r1", RunSpec(code="r1"))
+        assert (again.created, again.run.run_id) == (False, "r1")
+        with pytest.raises(NotFound):
+            await world.runs.put(CALLER, "test-session", "r1", RunSpec(code="another"))
+        agent.silent = True
+        with pytest.raises(Unavailable):
+            await world.runs.put(CALLER, "test-session", "r1", RunSpec(code="r1"))
+        agent.silent = False
+        agent.refuse["get_run"] = AgentRefusal("no-such-kernel")
+        with pytest.raises(NotFound, match="not kept") as gone:
+            await world.runs.get(CALLER, "test-session", "r1")
+        assert gone.value.kind == "run"
+        nursery.cancel_scope.cancel()
+
+
+async def test_runs_are_listed_in_pages_and_deleted_when_they_have_ended(world, autojump_clock):
+    agent = world.agents["i-1"]
+    async with trio.open_nursery() as nursery:
+        await world.start(nursery)
+        session = await world.running()
+        for number in range(5):
+            await world.runs.put(CALLER, "test-session", f"r{number}", RunSpec(code="1"))
+            key = (session.kernel_id, f"r{number}")
+            agent.runs[key] = attrs.evolve(agent.runs[key], queued_at=number / 3)
+        seen, after = [], None
+        while True:
+            _, page, after = await world.runs.list(CALLER, "test-session", limit=2, after=after)
+            seen.append([run.run_id for run in page])
+            if after is None:
+                break
+        assert seen == [["r4", "r3"], ["r2", "r1"], ["r0"]]
+        for nonsense in ("", "x", "MS4w", "bmFuIHI=", "MS4wIC8v"):
+            with pytest.raises(InvalidParameters) as refused:
+                await world.runs.list(CALLER, "test-session", limit=2, after=nonsense)
+            assert list(refused.value.data) == ["after"]
+        with pytest.raises(Conflict, match="has not ended"):
+            await world.runs.delete(CALLER, "test-session", "r1")
+        agent.runs[key] = attrs.evolve(agent.runs[key], state=RunState.FINISHED)
+        await world.runs.delete(CALLER, "test-session", "r4")
+        with pytest.raises(NotFound):
+            await world.runs.get(CALLER, "test-session", "r4")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_session_that_never_ran_has_no_runs(world):
+    await world.sessions.create(CALLER, CreateRequest(name="session", image="python", enqueue_only=True))
+    with pytest.raises(Conflict, match="not running yet"):
+        await world.runs.get(CALLER, "session", "r1")
+    await world.sessions.destroy(CALLER, "session", forced=False, owner_access_key=None)
+    with pytest.raises(Conflict, match="CANCELLED and never ran"):
+        await world.runs.get(CALLER, "session", "r1")
 
 
 async def test_runs_need_exact_names_and_the_legacy_call_takes_prefixes(world, autojump_clock):

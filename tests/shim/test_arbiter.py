@@ -17,7 +17,7 @@ from backendai_mgr.shim.arbiter import (
     Queued,
     Send,
 )
-from backendai_mgr.shim.run import Instant, Order, Refused, Run, RunState, parse_order
+from backendai_mgr.shim.run import TRANSITIONS, Instant, Order, Refused, Run, RunState, parse_order
 
 INCARNATION = 3
 GRACE = 5.0
@@ -57,6 +57,38 @@ def test_runs_go_one_at_a_time_in_order(arbiter: Arbiter) -> None:
     assert arbiter.done(first.number, 0, False, at(2)) == [Ended(first), Send(second)]
     assert arbiter.done(second.number, 7, False, at(3)) == [Ended(second), Send(third)]
     assert [run.exit_code for run in (first, second, third)] == [0, 7, None]
+
+
+def test_a_deleted_run_is_gone_and_its_id_stays_used(arbiter: Arbiter) -> None:
+    run, other = admit(arbiter, "a"), admit(arbiter, "b")
+    for run_id, code in (("a", "not-ended"), ("b", "not-ended"), ("none", "not-found")):
+        with pytest.raises(Refused) as refused:
+            arbiter.delete(run_id)
+        assert refused.value.code == code
+    arbiter.done(run.number, 0, False, at(1))
+    assert arbiter.delete("a") is run
+    assert arbiter.runs() == [other]
+    with pytest.raises(Refused) as refused:
+        arbiter.delete("a")
+    assert refused.value.code == "not-found"
+    for digest in ("d", "other"):
+        with pytest.raises(Refused) as refused:
+            arbiter.consider(order("a", digest=digest))
+        assert refused.value.code == "conflict"
+
+
+@pytest.mark.parametrize("before", RunState)
+@pytest.mark.parametrize("after", RunState)
+def test_states_follow_each_other_as_the_table_says(before: RunState, after: RunState) -> None:
+    run = Run(order("a"), 1, 0.0)
+    run.state = before
+    if after in TRANSITIONS[before]:
+        run.move(after)
+        assert run.state is after
+        assert not before.ended
+    else:
+        with pytest.raises(AssertionError):
+            run.move(after)
 
 
 def test_same_digest_attaches_in_every_state_and_another_conflicts(arbiter: Arbiter) -> None:

@@ -317,6 +317,33 @@ def test_the_log_of_a_run_is_bounded_with_head_and_tail(make_shim: Callable[...,
     assert sum(path.stat().st_size for path in shim.folder("a").iterdir()) < 29 << 20
 
 
+# -- deleting
+
+
+def test_a_deleted_run_leaves_nothing_but_its_used_id(make_shim: Callable[..., Shim]) -> None:
+    shim = make_shim()
+    client = shim.running()
+    status = shim.run("print('gone')", "a")
+    begin(client, "b", "print('stays', flush=True)\nimport time\nwhile True: time.sleep(0.01)")
+    assert refusal(client, "delete", run_id="b") == "not-ended"
+    assert client.ask("delete", run_id="a") == {}
+    for _ in range(2):
+        for op in "status", "delete", "interrupt", "watch":
+            assert refusal(client, op, run_id="a", offset=0) == "not-found"
+        assert refusal(
+            client,
+            "start",
+            run_id="a",
+            incarnation=1,
+            digest=status["digest"],
+            spec={"mode": "query", "code": "1"},
+        ) == ("conflict")
+        assert [run["run_id"] for run in client.ask("list")["runs"]] == ["b"]
+        assert [path.name for path in shim.folder("a").iterdir()] == [runfile.NAME]
+        shim.stop()  # the next one finds it on disk
+        client = shim.running()
+
+
 # -- watching
 
 

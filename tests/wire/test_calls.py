@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from backendai_mgr.wire import calls
 from backendai_mgr.wire.callosum import FrameError, pack, unpack
 from backendai_mgr.wire.files import LogPlace
-from backendai_mgr.wire.rpc import KernelSpec, RunOrder, RunSpec
+from backendai_mgr.wire.rpc import KernelSpec, RunOrder, RunPlace, RunSpec
 
 from .wrong import wrong_members
 
@@ -32,6 +32,8 @@ CALLS = [
     (calls.StartRun(kernel_id=KERNEL, run_id="r", order=ORDER), 30),
     (calls.GetRun(kernel_id=KERNEL, run_id="r"), 15),
     (calls.ListRuns(kernel_id=KERNEL), 15),
+    (calls.ListRuns(kernel_id=KERNEL, limit=5, after=RunPlace(queued_at=1.5, run_id="r")), 15),
+    (calls.DeleteRun(kernel_id=KERNEL, run_id="r"), 15),
     (calls.InterruptRun(kernel_id=KERNEL, run_id=None), 30),
     (calls.AnswerRun(kernel_id=KERNEL, run_id="r", offset=None, text="yes"), 15),
     (calls.Complete(kernel_id=KERNEL, code="pri", cursor=3), 15),

@@ -101,6 +101,7 @@ class ListRuns:
     """The query of ``GET …/runs``."""
 
     limit: Annotated[int, Param("limit", check=_limit)] = 20
+    after: str | None = None
 
 
 def bounded_code(code: str, longest: int) -> str:

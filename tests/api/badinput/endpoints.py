@@ -299,10 +299,11 @@ ENDPOINTS = [
         RUN, method="PUT", place="json", good={"code": "1"}, kinds=PUT_RUN, model=runs.PutRun, longest=1 << 22
     ),
     session(RUN),
+    session(RUN, method="DELETE", status=204),
     session(
         "/session/<name>/runs",
         place="query",
-        kinds={"limit": Integer(least=1, most=100)},
+        kinds={"limit": Integer(least=1, most=100), "after": Text()},
         model=runs.ListRuns,
     ),
     session(
