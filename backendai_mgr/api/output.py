@@ -1,12 +1,12 @@
 """Output as it leaves in replies: characters that two records share are put together, records are batched."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 
 import attrs
 import trio
 
 from ..domain.errors import Unavailable
-from ..wire.records import TEXT_STREAMS, Record
+from ..wire.records import GAP, TEXT_STREAMS, Record
 from ..wire.rpc import RunStatus
 
 Item = Record | RunStatus
@@ -23,16 +23,20 @@ class Joiner:
     """Moves the bounds between records of text so that each record holds whole characters.
 
     Nothing is lost and offsets stay true. Only where another stream's output lies inside a character do its
-    parts stay apart (and go out as base64, since neither is text).
+    parts stay apart (and go out as base64, since neither is text). With *streams* only records of these are
+    let through, and gaps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, streams: Collection[str] = ()) -> None:
+        self._streams = {*streams, GAP} if streams else None
         #: The beginning of a character whose rest has not come yet.
         self.held: Record | None = None
 
     def join(self, records: Iterable[Record], *, final: bool = False) -> list[Record]:
         """The records after those of the call before; ``final`` lets out a character that stays broken."""
         joined: list[Record] = []
+        if self._streams is not None:
+            records = (record for record in records if record.stream in self._streams)
         held, self.held = self.held, None
         for record in merged(records):
             if held is not None and (record.stream, record.offset) == (held.stream, held.end):

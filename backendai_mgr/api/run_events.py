@@ -19,7 +19,7 @@ from ..domain.errors import Refusal
 from .body import to_json
 from .context import current_message, services
 from .decoding import QUERY, decode
-from .models.runs import ResumeOutput, check_within, end_reply, records_reply
+from .models.runs import FollowOutput, ResumeOutput, check_within, end_reply, records_reply
 from .output import BATCH_SECONDS, Batch, Intake, Joiner
 from .problems import problem_of
 
@@ -35,8 +35,9 @@ def wanted() -> bool:
     return bool(accept[MEDIA_TYPE] > accept["application/json"])
 
 
-async def events(caller: Caller, name: str, run_id: str, offset: int) -> Response:
-    """The reply that tells of output from *offset* on, or from where the client says that it stopped."""
+async def events(caller: Caller, name: str, run_id: str, query: FollowOutput) -> Response:
+    """The reply that tells of output from an offset on, or from where the client says that it stopped."""
+    offset = query.offset
     last = current_message().headers.get("Last-Event-ID")
     if last is not None:
         offset = decode(ResumeOutput, {"Last-Event-ID": last}, QUERY).offset
@@ -45,17 +46,23 @@ async def events(caller: Caller, name: str, run_id: str, offset: int) -> Respons
     if last is not None and run.ended and offset == run.end_offset:
         return Response(b"", status=204)
     api = services()
-    body = _Body(lambda: api.runs.stream(caller, name, run_id, offset=offset), api.health.stopping, offset)
+    body = _Body(
+        lambda: api.runs.stream(caller, name, run_id, offset=offset),
+        api.health.stopping,
+        offset,
+        Joiner(query.streams),
+    )
     return Response(body, content_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
 
 
 class _Body(ResponseBody):
     """Events for as long as the server takes them."""
 
-    def __init__(self, stream: Any, stopping: trio.Event, offset: int) -> None:
+    def __init__(self, stream: Any, stopping: trio.Event, offset: int, joiner: Joiner) -> None:
         self._stream = stream
         self._stopping = stopping
         self._end = offset
+        self._joiner = joiner
         self._stack = AsyncExitStack()
         self._intake = Intake()
         self._failure: Refusal | None = None
@@ -87,7 +94,7 @@ class _Body(ResponseBody):
 
     async def _events(self) -> AsyncIterator[str]:
         yield f"retry: {RETRY_MILLISECONDS}\n\n"
-        joiner = Joiner()
+        joiner = self._joiner
         sent_at = trio.current_time() - BATCH_SECONDS
         while not self._stopping.is_set():
             try:

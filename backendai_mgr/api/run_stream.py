@@ -31,27 +31,27 @@ async def follow(caller: Caller, name: str, run_id: str) -> None:
     ``{"error"}`` tells of an answer that nobody waits for.
     """
     admit_work()
-    offset = query_parameters(FollowOutput).offset
+    query = query_parameters(FollowOutput)
     _, run = await services().runs.get(caller, name, run_id)
-    check_within(run, offset)
+    check_within(run, query.offset)
     socket = current_socket()
     await socket.open()
     await serve(
         socket,
-        partial(_send_output, socket, caller, name, run_id, offset),
+        partial(_send_output, socket, caller, name, run_id, query),
         partial(_obey, socket, caller, name, run_id),
         partial(stop_with_server, socket),
     )
 
 
-async def _send_output(socket: Socket, caller: Caller, name: str, run_id: str, offset: int) -> None:
-    async with services().runs.stream(caller, name, run_id, offset=offset) as items:
+async def _send_output(socket: Socket, caller: Caller, name: str, run_id: str, query: FollowOutput) -> None:
+    async with services().runs.stream(caller, name, run_id, offset=query.offset) as items:
         intake = Intake()
-        await race(partial(intake.feed, items), partial(_send_batches, socket, offset, intake))
+        await race(partial(intake.feed, items), partial(_send_batches, socket, query, intake))
 
 
-async def _send_batches(socket: Socket, end: int, intake: Intake) -> None:
-    joiner = Joiner()
+async def _send_batches(socket: Socket, query: FollowOutput, intake: Intake) -> None:
+    joiner, end = Joiner(query.streams), query.offset
     sent_at = trio.current_time() - BATCH_SECONDS
     while True:
         batch = await intake.batch(until=sent_at + BATCH_SECONDS)

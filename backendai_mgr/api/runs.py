@@ -83,13 +83,13 @@ async def output(caller: Caller, name: str, run_id: str) -> Response:
     query = query_parameters(ReadOutput)
     if run_events.wanted():
         admit_work()
-        return await run_events.events(caller, name, run_id, query.offset)
+        return await run_events.events(caller, name, run_id, query)
     return reply(await _read(caller, name, run_id, query))
 
 
 async def _read(caller: Caller, name: str, run_id: str, query: ReadOutput) -> dict[str, Any]:
     """Read until there is a whole character to hand out, the run's output ends, or the wait is over."""
-    joiner = Joiner()
+    joiner = Joiner(query.streams)
     end, deadline = query.offset, trio.current_time() + query.wait
     while True:
         wait = max(0.0, deadline - trio.current_time())

@@ -66,6 +66,17 @@ async def test_from_any_offset(server, client, query, headers, seen):
     assert "".join(r["data"] for _, _, value in found for r in value.get("records", ())) == seen
 
 
+async def test_some_streams_only(server, client):
+    run = await start(server, client)
+    for stream in ("stdout", "stderr", "stdout"):
+        run.write(stream.encode(), stream)
+    run.end()
+    async with client.stream("GET", OUTPUT + "?stream=stderr", headers=EVENTS) as reply:
+        found = [event async for event in events(reply)]
+    assert [r["data"] for _, _, value in found for r in value.get("records", ())] == ["stderr"]
+    assert found[-1][:2] == ("end", "18")
+
+
 async def test_who_comes_back_after_the_end_is_told_to_stop(server, client):
     run = await start(server, client)
     run.write(b"hello")

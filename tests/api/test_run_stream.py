@@ -87,6 +87,17 @@ async def test_any_offset_is_a_beginning(server, client, offset):
     assert all(r.offset >= offset for r in records)
 
 
+async def test_some_streams_only(server, client):
+    run = await start(server, client)
+    for stream in ("stdout", "html", "stderr", "stdout"):
+        run.write(stream.encode(), stream)
+    run.end()
+    async with followed(server, f"{TARGET}?stream=html,stderr") as socket:
+        records, next_offset, _ = await read_all(socket)
+    assert [(r.offset, r.stream) for r in records] == [(6, "html"), (10, "stderr")]
+    assert next_offset == 22
+
+
 async def test_small_writes_share_frames(server, client):
     run = await start(server, client)
     for number in range(1000):

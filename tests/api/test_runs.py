@@ -1,6 +1,7 @@
 """Runs over HTTP: start once, read from anywhere, wait, interrupt; and the legacy call."""
 
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,6 +74,24 @@ async def test_output_from_any_offset(server, client):
     run.end(RunState.FINISHED, 7)
     reply = (await client.get(RUN + "/output?offset=11")).json()
     assert reply == {"records": [], "next_offset": 11, "finished": True, "state": "finished", "exit_code": 7}
+
+
+async def test_output_of_some_streams_waits_for_these(server, client):
+    await client.put(RUN, json={"code": "x"})
+    run = server.runs.runs["r1"]
+    run.write(b"out")
+    reply = (await client.get(RUN + "/output?stream=stderr")).json()
+    assert (reply["records"], reply["next_offset"]) == ([], 3)
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def write():
+            run.write(b"out again")
+            await trio.testing.wait_all_tasks_blocked()
+            run.write(b"err", "stderr")
+
+        reply = (await client.get(RUN + "/output?stream=stderr&wait=20")).json()
+    assert [(r["offset"], r["data"]) for r in reply["records"]] == [(12, "err")]
 
 
 async def test_finished_only_at_the_end_of_the_output(server, client):

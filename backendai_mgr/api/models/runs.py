@@ -7,7 +7,7 @@ import attrs
 
 from ...domain.errors import InvalidParameters
 from ...services.runs import ExecuteResult
-from ...wire.records import Record, to_json
+from ...wire.records import TEXT_STREAMS, Record, to_json
 from ...wire.rpc import RunSpec, RunStatus
 from ..decoding import INVALID, Param, clean_text, printable
 
@@ -121,20 +121,29 @@ def _max_bytes(count: int) -> None:
         raise ValueError(f"value is not between 1 and {MOST_BYTES}")
 
 
-@attrs.frozen(kw_only=True)
-class ReadOutput:
-    """The query of ``GET …/output``: bytes and seconds."""
-
-    offset: Annotated[int, Param("offset", check=_offset)] = 0
-    wait: Annotated[float, Param("wait", check=_wait)] = 0.0
-    max_bytes: Annotated[int, Param("max_bytes", check=_max_bytes)] = MOST_BYTES
+def _streams(text: str) -> None:
+    if unknown := [word for word in text.split(",") if word not in TEXT_STREAMS]:
+        raise ValueError(f"{printable(unknown[0])!r} is not a stream")
 
 
 @attrs.frozen(kw_only=True)
 class FollowOutput:
-    """The query of the output websocket."""
+    """The query of the output websocket: ``stream`` is a comma-separated list, none for all."""
 
     offset: Annotated[int, Param("offset", check=_offset)] = 0
+    stream: Annotated[str | None, Param("stream", check=_streams)] = None
+
+    @property
+    def streams(self) -> Sequence[str]:
+        return self.stream.split(",") if self.stream else ()
+
+
+@attrs.frozen(kw_only=True)
+class ReadOutput(FollowOutput):
+    """The query of ``GET …/output``: bytes and seconds."""
+
+    wait: Annotated[float, Param("wait", check=_wait)] = 0.0
+    max_bytes: Annotated[int, Param("max_bytes", check=_max_bytes)] = MOST_BYTES
 
 
 @attrs.frozen(kw_only=True)

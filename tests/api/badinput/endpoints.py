@@ -167,10 +167,12 @@ ANSWER = {
     "text": Text(null=True, longest=1 << 20),
     "offset": Integer(null=True, least=0, most=OFFSET),
 }
+STREAMS = Text(unlike=["gap", "stdout,", "STDOUT", "stdout;stderr", ""])
 READ_OUTPUT = {
     "offset": Integer(least=0, most=OFFSET),
     "wait": Number(most=30.0),
     "max_bytes": Integer(least=1, most=1 << 20),
+    "stream": STREAMS,
 }
 ECHO = {
     "place": "legacy",
@@ -299,7 +301,7 @@ ENDPOINTS = [
         RUN, method="PUT", place="json", good={"code": "1"}, kinds=PUT_RUN, model=runs.PutRun, longest=1 << 22
     ),
     session(RUN),
-    session(RUN, method="DELETE", status=204),
+    session(RUN, method="DELETE", status=409),  # it has not ended
     session(
         "/session/<name>/runs",
         place="query",
@@ -370,7 +372,7 @@ ENDPOINTS = [
         websocket=True,
         status=101,
         place="query",
-        kinds={"offset": Integer(least=0, most=OFFSET)},
+        kinds={"offset": Integer(least=0, most=OFFSET), "stream": STREAMS},
         model=runs.FollowOutput,
     ),
 ]
