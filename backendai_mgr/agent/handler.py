@@ -73,6 +73,9 @@ class Handler(Protocol):
 
     async def interrupt_run(self, kernel_id: UUID, run_id: str | None) -> RunStatus | None: ...
 
+    async def abandon_run(self, kernel_id: UUID, run_id: str, after: float) -> None:
+        """Have the run interrupted in ``after`` seconds unless somebody reads it by then."""
+
     async def answer_run(
         self, kernel_id: UUID, run_id: str, offset: int | None, text: str | None
     ) -> RunStatus:

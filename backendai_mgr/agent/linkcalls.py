@@ -103,6 +103,8 @@ class Calls:
                 return await handler.delete_run(call.kernel_id, call.run_id)
             case calls.InterruptRun():
                 return await handler.interrupt_run(call.kernel_id, call.run_id)
+            case calls.AbandonRun():
+                return await handler.abandon_run(call.kernel_id, call.run_id, call.after)
             case calls.AnswerRun():
                 return await handler.answer_run(call.kernel_id, call.run_id, call.offset, call.text)
             case calls.Complete():

@@ -274,6 +274,9 @@ class KernelRegistry:
     async def interrupt_run(self, kernel_id: UUID, run_id: str | None) -> RunStatus | None:
         return await self._runs(kernel_id).interrupt(run_id)
 
+    async def abandon_run(self, kernel_id: UUID, run_id: str, after: float) -> None:
+        self._nursery.start_soon(self._kernel_here(kernel_id).runs.interrupt_unless_read, run_id, after)
+
     async def answer_run(
         self, kernel_id: UUID, run_id: str, offset: int | None, text: str | None
     ) -> RunStatus:

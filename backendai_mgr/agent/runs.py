@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +52,8 @@ class KernelRuns:
         self._statuses: OrderedDict[str, RunStatus] = OrderedDict()
         self._cursors: OrderedDict[str, int] = OrderedDict()
         self._feeds: OrderedDict[str, RunFeed] = OrderedDict()
+        #: Runs that are interrupted soon unless somebody reads them.
+        self._abandoned: dict[str, trio.Event] = {}
         #: Runs that were started on this connection and have no feed yet: their first output will be told.
         self._watched: set[str] = set()
 
@@ -159,6 +161,21 @@ class KernelRuns:
             return None if run_id is None else self._past_status(answer, run_id)
         return None if answer["run"] is None else wire.structure(answer["run"], RunStatus)
 
+    async def interrupt_unless_read(self, run_id: str, after: float) -> None:
+        """Interrupt the run in *after* seconds unless it has ended or somebody reads it by then."""
+        known = self._statuses.get(run_id)
+        if known is not None and known.ended:
+            return
+        self._abandoned[run_id] = read = trio.Event()
+        with trio.move_on_after(after) as scope:
+            await read.wait()
+        if self._abandoned.get(run_id) is read:
+            del self._abandoned[run_id]
+        feed = self._feeds.get(run_id)
+        if scope.cancelled_caught and not (feed is not None and feed.readers):
+            with suppress(AgentRefusal):  # it may never have begun
+                await self.interrupt(run_id)
+
     async def answer(self, run_id: str, offset: int | None, text: str | None) -> RunStatus:
         """Answer the prompt at *offset* (None: whichever waits); *text* None is the end of all input."""
         answer = await self._ask("input", run_id=run_id, offset=offset, text=text)
@@ -242,6 +259,8 @@ class KernelRuns:
     @contextmanager
     def _feed(self, run: RunStatus) -> Iterator[RunFeed]:
         """The feed of this run, shared by all who read it at the same time."""
+        if (read := self._abandoned.pop(run.run_id, None)) is not None:
+            read.set()
         feed = self._feeds.pop(run.run_id, None)
         if feed is None:
             watched = run.run_id in self._watched

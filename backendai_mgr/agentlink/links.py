@@ -190,6 +190,10 @@ class Link:
         answer = await self._call(calls.InterruptRun(kernel_id=kernel_id, run_id=run_id))
         return None if answer is None else _as(RunStatus, answer)
 
+    async def abandon_run(self, kernel_id: KernelId, run_id: str, *, after: float) -> None:
+        """Who started the run has gone: interrupt it in ``after`` seconds unless somebody reads it."""
+        await self._call(calls.AbandonRun(kernel_id=kernel_id, run_id=run_id, after=after))
+
     async def answer_run(
         self, kernel_id: KernelId, run_id: str, *, offset: int | None, text: str | None
     ) -> RunStatus:

@@ -26,7 +26,7 @@ from .sockets import INTERNAL_ERROR, POLICY, Socket, current_socket, race, serve
 blueprint = Blueprint("legacy_stream", __name__)
 
 FLUSH_SECONDS = 0.2
-INTERRUPT_SECONDS = 10
+LEAVE_SECONDS = 10
 RESTARTING = {"status": "server-restarting", "msg": "The server is being restarted."}
 
 
@@ -42,8 +42,8 @@ class _Run:
 @blueprint.websocket("/stream/session/<ref>/execute")
 @authenticated
 async def execute(caller: Caller, ref: str) -> None:
-    """Run the code of the first frame and send what it prints. A client that closes interrupts its run; one
-    that merely drops leaves it alone."""
+    """Run the code of the first frame and send what it prints. A client that closes interrupts its run; that
+    of one that merely drops is interrupted after a minute unless somebody reads it."""
     admit_work()
     session = await services().runs.attach_legacy(caller, ref)
     socket = current_socket()
@@ -54,8 +54,8 @@ async def execute(caller: Caller, ref: str) -> None:
         partial(_execute, socket, run),
         partial(stop_with_server, socket, last=RESTARTING),
     )
-    if left is not None and left.clean:
-        await _interrupt(run)
+    if left is not None:
+        await _leave(run, clean=left.clean)
 
 
 async def _execute(socket: Socket, run: _Run) -> None:
@@ -158,7 +158,8 @@ async def _fail(socket: Socket, code: int, text: str) -> None:
     await socket.close_now(code, text, last={"status": "error", "msg": text})
 
 
-async def _interrupt(run: _Run) -> None:
-    """The client has closed: what it started ends. There may be no run, or no agent any more."""
-    with trio.move_on_after(INTERRUPT_SECONDS), suppress(Refusal):
-        await services().runs.interrupt(run.caller, run.session, run.id)
+async def _leave(run: _Run, *, clean: bool) -> None:
+    """The client has gone: what it started ends. There may be no run, or no agent any more."""
+    runs = services().runs
+    with trio.move_on_after(LEAVE_SECONDS), suppress(Refusal):
+        await (runs.interrupt if clean else runs.abandon)(run.caller, run.session, run.id)

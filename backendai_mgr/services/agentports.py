@@ -53,6 +53,9 @@ class AgentLink(Protocol):
 
     async def interrupt_run(self, kernel_id: KernelId, run_id: str | None) -> RunStatus | None: ...
 
+    async def abandon_run(self, kernel_id: KernelId, run_id: str, *, after: float) -> None:
+        """Who started the run has gone: interrupt it in ``after`` seconds unless somebody reads it."""
+
     async def answer_run(
         self, kernel_id: KernelId, run_id: str, *, offset: int | None, text: str | None
     ) -> RunStatus:

@@ -32,6 +32,8 @@ from .directory import Directory
 
 POLL_BYTES = 1 << 20
 MAX_FOLDS = 4096
+#: A run whose legacy client dropped ends after so long, unless a reader attached to it.
+ABANDONED_SECONDS = 60.0
 #: The run of a batch session's startup command.
 RESERVED_RUN = "batch-job"
 
@@ -90,6 +92,12 @@ class RunService:
         if status is None:
             raise NotFound("run")
         return live, status
+
+    async def abandon(self, caller: Caller, name: str, run_id: str) -> None:
+        """Who started the run is gone without a word: it ends unless somebody reads it soon."""
+        live = await self._directory.find(caller.access_key, name, exact=True)
+        with _told(live):
+            await self._link(live).abandon_run(live.kernel_id, run_id, after=ABANDONED_SECONDS)
 
     async def list(
         self, caller: Caller, name: str, *, limit: int, after: str | None

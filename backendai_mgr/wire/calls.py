@@ -128,6 +128,17 @@ class InterruptRun(Call):
 
 
 @attrs.frozen(kw_only=True)
+class AbandonRun(Call):
+    """-> None. Who started the run has gone: interrupt it in ``after`` seconds unless somebody reads it by
+    then. Refused: no-such-kernel."""
+
+    method: ClassVar[str] = "abandon_run"
+    kernel_id: UUID
+    run_id: str = attrs.field(validator=_RUN_ID)
+    after: float = attrs.field(validator=_WAIT)
+
+
+@attrs.frozen(kw_only=True)
 class AnswerRun(Call):
     """-> `RunStatus`. ``offset`` names the prompt (None: whichever waits); ``text`` None ends all input.
 
@@ -273,7 +284,7 @@ CALLS: Mapping[str, type[Call]] = {
     call.method: call
     for call in (
         CreateKernel, DestroyKernel, MakeReport,
-        StartRun, GetRun, ListRuns, DeleteRun, InterruptRun, AnswerRun, Complete,
+        StartRun, GetRun, ListRuns, DeleteRun, InterruptRun, AbandonRun, AnswerRun, Complete,
         ReadOutput, PollRun,
         ListFiles, ReadFile, WriteFile, ArchiveFile, ReadLog,
     )

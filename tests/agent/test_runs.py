@@ -249,6 +249,25 @@ async def test_a_cancelled_poll_takes_nothing(registry, site, kernel):
 # ---------------------------------------------------------------- a stalled agent
 
 
+async def test_an_abandoned_run_is_interrupted_unless_somebody_reads_it(registry, kernel):
+    for name in ("left", "read"):
+        await start(registry, kernel, name, f"print('{name}', flush=True)\nimport time\ntime.sleep(1000)")
+        await registry.read_output(kernel.kernel_id, name, offset=0, max_bytes=9, wait=PATIENCE)
+        await registry.abandon_run(kernel.kernel_id, name, 0.2)
+        if name == "read":
+            await trio.testing.wait_all_tasks_blocked()
+            await registry.read_output(kernel.kernel_id, name, offset=0, max_bytes=9, wait=0)
+            await registry.abandon_run(kernel.kernel_id, "left", 0.2)  # it has ended: nothing happens
+            await registry.abandon_run(kernel.kernel_id, "never begun", 0.2)
+            chunk = await registry.read_output(kernel.kernel_id, name, offset=5, max_bytes=9, wait=0.5)
+            assert chunk.run.state == "running"
+        else:
+            with trio.fail_after(PATIENCE):
+                while not (status := await registry.get_run(kernel.kernel_id, name)).ended:
+                    pass  # each look asks the shim
+            assert (status.state, status.exit_code) == ("cancelled", 130)
+
+
 async def test_a_connection_that_the_shim_dropped_is_made_again(registry, site, kernel, caplog):
     """The shim drops a client for which too much waits, as happens to an agent that was stopped for long."""
     await start(registry, kernel, "read", f"print('a', flush=True)\n{WAIT_FOR_GO}print('b')")

@@ -66,6 +66,8 @@ async def test_runs_are_looked_up_listed_and_interrupted(link, agent):
     assert await link.list_runs(KERNEL, limit=1) == listed[:1]
     with pytest.raises(AgentRefusal, match="not-ended"):
         await link.delete_run(KERNEL, "a")
+    await link.abandon_run(KERNEL, "a", after=60.0)
+    assert agent.abandoned == [("a", 60.0)]
     assert (await link.interrupt_run(KERNEL, None)).run_id == "a"
     assert await link.interrupt_run(KERNEL, None) is None
     assert (await link.interrupt_run(KERNEL, "b")).state is RunState.CANCELLED

@@ -109,7 +109,7 @@ async def test_a_client_that_closes_interrupts_its_run(server):
     assert run.status.state is RunState.CANCELLED
 
 
-async def test_a_client_that_drops_leaves_its_run_alone(server):
+async def test_the_run_of_a_client_that_drops_goes_on_for_those_who_come_to_read_it(server):
     async with connected(server) as socket:
         await ask(socket)
         run = await the_run(server)
@@ -119,6 +119,7 @@ async def test_a_client_that_drops_leaves_its_run_alone(server):
         async with server.client() as client:  # a later request: the handler has ended by then
             assert (await client.get("/auth?echo=x")).status_code == 200
     assert run.interrupts == 0
+    assert server.runs.abandoned == [run.status.run_id]
     assert run.status.state is RunState.RUNNING
 
 

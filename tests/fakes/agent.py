@@ -117,6 +117,7 @@ class FakeAgent:
         self.cancelled: defaultdict[str, int] = defaultdict(int)
         self.acknowledged: list[tuple[UUID, int]] = []
         self.content: dict[UUID, dict[str, bytes]] = {}
+        self.abandoned: list[tuple[str, float]] = []
         self.read_to = 0  # end of the farthest record handed out by read_output
         self._refusals: dict[str, Exception] = {}
         self._held: dict[str, trio.Event] = {}
@@ -262,6 +263,10 @@ class FakeAgent:
             run = self._run(kernel_id, run_id)
         run.finish(130, RunState.CANCELLED)
         return run.status
+
+    async def abandon_run(self, kernel_id: UUID, run_id: str, after: float) -> None:
+        await self._called("abandon_run")
+        self.abandoned.append((run_id, after))
 
     async def answer_run(
         self, kernel_id: UUID, run_id: str, offset: int | None, text: str | None

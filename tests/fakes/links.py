@@ -40,6 +40,7 @@ class FakeAgent:
         #: What `poll_run` and `read_output` hand out next: (records, next_offset, ended).
         self.pieces: list = []
         self.answers: list = []
+        self.abandoned: list = []
         self._changed = trio.Event()
 
     # what tests do to it
@@ -148,6 +149,10 @@ class FakeAgent:
     async def interrupt_run(self, kernel_id, run_id):
         await self._called("interrupt_run")
         return None if run_id is None else await self.get_run(kernel_id, run_id)
+
+    async def abandon_run(self, kernel_id, run_id, *, after):
+        await self._called("abandon_run")
+        self.abandoned.append((kernel_id, run_id, after))
 
     async def answer_run(self, kernel_id, run_id, *, offset, text):
         run = await self.get_run(kernel_id, run_id)

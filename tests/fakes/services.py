@@ -239,6 +239,7 @@ class FakeRuns:
         self.refusal: BaseException | None = None
         self.executed: list[Any] = []
         self.answers: list[Any] = []
+        self.abandoned: list[str] = []
         self._folds: dict[str, tuple[ConsoleFold, int]] = {}
 
     def _enter(self, reference: str) -> LiveSession:
@@ -280,6 +281,10 @@ class FakeRuns:
         live = self._enter(name)
         self._run(run_id).interrupt()
         return live, self.runs[run_id].status
+
+    async def abandon(self, caller: Caller, name: str, run_id: str) -> None:
+        self._enter(name)
+        self.abandoned.append(run_id)
 
     async def list(
         self, caller: Caller, name: str, *, limit: int, after: str | None

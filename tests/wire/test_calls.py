@@ -33,6 +33,7 @@ CALLS = [
     (calls.GetRun(kernel_id=KERNEL, run_id="r"), 15),
     (calls.ListRuns(kernel_id=KERNEL), 15),
     (calls.ListRuns(kernel_id=KERNEL, limit=5, after=RunPlace(queued_at=1.5, run_id="r")), 15),
+    (calls.AbandonRun(kernel_id=KERNEL, run_id="r", after=60), 15),
     (calls.DeleteRun(kernel_id=KERNEL, run_id="r"), 15),
     (calls.InterruptRun(kernel_id=KERNEL, run_id=None), 30),
     (calls.AnswerRun(kernel_id=KERNEL, run_id="r", offset=None, text="yes"), 15),
