@@ -22,6 +22,7 @@ from ..domain.ids import KernelId, is_run_id
 from ..domain.requests import invalid
 from ..domain.sessions import LiveSession
 from ..domain.status import RunState
+from ..runtime.failpoint import failpoint
 from ..wire.records import ConsoleFold, Record
 from ..wire.rpc import Output, Prompt, RunOrder, RunSpec, RunStatus, Started
 from .agentports import AgentLink, Agents
@@ -59,7 +60,9 @@ class RunService:
         _check_new(run_id, "run_id")
         live = await self._directory.find(caller.access_key, name, exact=True)
         with told_by_agent(_REFUSALS):
-            return live, await self._link(live).start_run(live.kernel_id, run_id, _order(live, spec))
+            started = await self._link(live).start_run(live.kernel_id, run_id, _order(live, spec))
+        failpoint("put.after_start")
+        return live, started
 
     async def get(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
         """The run as its shim tells it."""

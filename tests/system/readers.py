@@ -8,7 +8,7 @@ import hashlib
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -262,3 +262,10 @@ async def together(*readers: Reader, drops: Iterable[Iterable[Drop]] = ()) -> No
         plans = list(drops) or [()] * len(readers)
         for reader, plan in zip(readers, plans, strict=True):
             nursery.start_soon(partial(reader.read, plan))
+
+
+async def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    """Look at what no event tells of, until *condition* holds."""
+    with trio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(AGAIN)
