@@ -33,8 +33,9 @@ class PastRuns:
             folders = list(self.scratch.runs.iterdir())
         except FileNotFoundError:
             return []
-        runs = [run for folder in folders if (run := self._status(folder)) is not None]
-        return sorted(runs, key=_age)
+        runs = [(folder, run) for folder in folders if (run := self._status(folder)) is not None]
+        # A folder that had not come to its place was no run yet.
+        return sorted((run for folder, run in runs if folder == self.scratch.run(run.run_id)), key=_age)
 
     def _status(self, folder: Path) -> RunStatus | None:
         claim, status = runfile.read(folder)

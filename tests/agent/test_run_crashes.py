@@ -60,6 +60,8 @@ async def test_a_shim_killed_on_the_path_of_a_run(site, point):
         assert report.exit.reason == "lost"
         assert len({*taken}) <= 1
         assert {*told} <= {"kernel-ended", "run-conflict"}
+        listed = [run.run_id for run in await registry.list_runs(spec.kernel_id)]
+        assert listed == ([] if point in ("run.before_meta", "run.after_claim") else ["r"])
 
     site.failpoints = None
     async with site.agent() as registry:
