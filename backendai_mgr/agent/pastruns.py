@@ -40,7 +40,9 @@ class PastRuns:
             folders = list(self.root.iterdir())
         except FileNotFoundError:
             return []
-        return [run for folder in folders if (run := self._status(folder)) is not None]
+        # A folder that had not come to its place was no run yet.
+        there = (folder for folder in folders if folder.name != runfile.NEXT)
+        return [run for folder in there if (run := self._status(folder)) is not None]
 
     def _status(self, folder: Path) -> RunStatus | None:
         claim, status = runfile.read(folder)

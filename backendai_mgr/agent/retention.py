@@ -158,7 +158,7 @@ class Retention:
         runs = []
         with suppress(FileNotFoundError), os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
+                if entry.name == runfile.NEXT or not entry.is_dir(follow_symlinks=False):
                     continue
                 path = Path(entry.path)
                 with suppress(FileNotFoundError):

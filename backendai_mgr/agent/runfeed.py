@@ -14,11 +14,14 @@ from ..wire.records import Record
 from ..wire.rpc import AgentRefusal, RunStatus
 from .handler import Chunk
 from .shimlink import ShimGone
+from .window import Window
 
 #: The most payload bytes of one chunk, whatever is asked for. Read inline: they are in the page cache.
 MAX_CHUNK = 256 << 10
 #: Readers at so many different places of one run find theirs again without searching.
 _PLACES = 64
+#: Places that are so far apart that their readers share nothing.
+_WINDOWS = 2
 
 
 class Arm(Protocol):
@@ -43,7 +46,10 @@ class RunFeed:
         #: The watch fires past this offset; None while none is armed.
         self._armed_past: int | None = 0 if watched else None
         self._places: OrderedDict[int, RunLogReader] = OrderedDict()
-        self._last: tuple[int, int, list[Record]] | None = None
+        #: Where the latest reading ended that was not at the end of the files.
+        self._read_to = -1
+        #: The last used first.
+        self._windows: list[Window] = []
 
     # -- what the shim tells
 
@@ -74,7 +80,6 @@ class RunFeed:
         """The files are in another folder now."""
         self._folder = folder
         self._places.clear()
-        self._last = None
 
     # -- reading
 
@@ -126,13 +131,29 @@ class RunFeed:
         return Chunk(records=records, next_offset=next_offset, run=attrs.evolve(run, end_offset=end))
 
     def _records(self, offset: int, size: int, run: RunStatus) -> list[Record]:
-        if self._last is not None and self._last[:2] == (offset, size):
-            return self._last[2]
+        window = next((window for window in self._windows if window.reaches(offset)), Window())
+        found = window.cut(offset, size)
+        offset = found[-1].end if found else offset
+        size -= sum(len(record.data) for record in found)
+        if size > 0 and self._may_hold(offset, run) and (records := self._read_files(offset, run)):
+            window.add(records)
+            found += window.cut(offset, size)
+        if found:
+            self._windows = [window, *(other for other in self._windows if other is not window)][:_WINDOWS]
+        return found
+
+    def _may_hold(self, offset: int, run: RunStatus) -> bool:
+        """Whether the files may have something at *offset*: it was told so, or they had more before."""
+        if run.ended:
+            return offset < run.end_offset
+        return offset < self._end or offset == self._read_to
+
+    def _read_files(self, offset: int, run: RunStatus) -> list[Record]:
         reader = self._places.pop(offset, None) or RunLogReader(self._folder)
-        found = reader.read(offset, size, run.end_offset if run.ended else None)
+        found = reader.read(offset, MAX_CHUNK, run.end_offset if run.ended else None)
         records = [Record(*record) for record in found]
-        if records:
-            self._last = (offset, size, records)
+        if sum(len(record.data) for record in records) == MAX_CHUNK:
+            self._read_to = records[-1].end
         self._places[records[-1].end if records else offset] = reader
         if len(self._places) > _PLACES:
             self._places.popitem(last=False)
@@ -140,4 +161,4 @@ class RunFeed:
 
     def rest(self) -> None:
         """Nobody reads at the moment: keep the places, not the bytes."""
-        self._last = None
+        self._windows.clear()

@@ -10,6 +10,7 @@ import attrs
 import trio
 
 from ..domain.status import RunState
+from ..shim.failpoint import failpoint
 from ..wire.codec import wire
 from ..wire.records import STEP
 from ..wire.rpc import AgentRefusal, RunOrder, RunStatus, Started
@@ -119,6 +120,7 @@ class KernelRuns:
         finally:
             if not created:
                 self._watched.discard(run_id)
+        failpoint("run.after_answer")
         if not isinstance(answer, PastRuns):
             return Started(created=answer["created"], run=wire.structure(answer["run"], RunStatus))
         run = answer.status(run_id)

@@ -31,6 +31,7 @@ from uuid import UUID
 import attrs
 from cattrs import BaseValidationError
 
+from ..shim import runfile
 from ..wire.codec import wire
 from ..wire.reports import KernelExit
 from ..wire.rpc import KernelSpec
@@ -84,7 +85,7 @@ class Scratch:
         return run_folder(self.runs, run_id)
 
     def has_runs(self) -> bool:
-        return self.runs.is_dir() and any(self.runs.iterdir())
+        return self.runs.is_dir() and any(path.name != runfile.NEXT for path in self.runs.iterdir())
 
     def has_work(self) -> bool:
         """Whether anything lies in the kernel's own folder (or it cannot be said)."""
@@ -202,6 +203,7 @@ class KernelStore:
         if not scratch.has_runs():
             return None
         past = self._past / scratch.root.name
+        shutil.rmtree(scratch.runs / runfile.NEXT, ignore_errors=True)
         scratch.runs.rename(past)
         with suppress(OSError):
             write_json(past / "exit.json", {"reason": exit.reason, "ended_at": ended_at})

@@ -2,7 +2,8 @@
 
 Each event is a batch ``{"records", "next_offset"}`` whose id is its ``next_offset``, so that a browser's
 ``EventSource`` comes back with ``Last-Event-ID`` and misses nothing (WHATWG HTML §9.2). The last one is named
-``end``; who comes back after it is told by 204 that there is no more.
+``end`` and has an id of its own: who comes back after it is told by 204 that there is no more, who comes back
+before it gets it again.
 """
 
 from collections.abc import AsyncIterator
@@ -27,6 +28,8 @@ MEDIA_TYPE = "text/event-stream"
 #: A comment goes out after so long without an event, lest something on the way takes the stream for dead.
 QUIET_SECONDS = 15.0
 RETRY_MILLISECONDS = 1000
+#: What the id of the last event has behind its offset.
+_END = "-end"
 
 
 def wanted() -> bool:
@@ -40,10 +43,10 @@ async def events(caller: Caller, name: str, run_id: str, query: FollowOutput) ->
     offset = query.offset
     last = current_message().headers.get("Last-Event-ID")
     if last is not None:
-        offset = decode(ResumeOutput, {"Last-Event-ID": last}, QUERY).offset
+        offset = decode(ResumeOutput, {"Last-Event-ID": last.removesuffix(_END)}, QUERY).offset
     _, run = await services().runs.get(caller, name, run_id)
     check_within(run, offset)
-    if last is not None and run.ended and offset == run.end_offset:
+    if last is not None and last.endswith(_END) and run.ended and offset == run.end_offset:
         return Response(b"", status=204)
     api = services()
     body = _Body(
@@ -112,7 +115,7 @@ class _Body(ResponseBody):
                 yield _event(records_reply(records, offset), id=offset)
                 sent_at = trio.current_time()
             if batch.ended is not None:
-                yield _event(end_reply(batch.ended), name="end", id=self._end)
+                yield _event(end_reply(batch.ended), name="end", id=f"{self._end}{_END}")
                 return
 
     async def _batch(self, *, until: float) -> Batch | None:
@@ -125,7 +128,7 @@ class _Body(ResponseBody):
         return None
 
 
-def _event(value: Any, *, name: str | None = None, id: int | None = None) -> str:
+def _event(value: Any, *, name: str | None = None, id: int | str | None = None) -> str:
     lines = [f"event: {name}"] if name is not None else []
     lines += [f"id: {id}"] if id is not None else []
     return "\n".join([*lines, f"data: {to_json(value)}", "", ""])

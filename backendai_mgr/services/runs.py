@@ -24,6 +24,7 @@ from ..domain.ids import KernelId, is_run_id
 from ..domain.requests import invalid
 from ..domain.sessions import LiveSession
 from ..domain.status import DEAD, RunState
+from ..runtime.failpoint import failpoint
 from ..wire.records import ConsoleFold, Record
 from ..wire.rpc import Output, Prompt, RunOrder, RunPlace, RunSpec, RunStatus, Started
 from .agentports import AgentLink, Agents
@@ -70,7 +71,9 @@ class RunService:
                     return live, Started(created=False, run=run)
             raise
         with _told(live):
-            return live, await self._link(live).start_run(live.kernel_id, run_id, _order(live, spec))
+            started = await self._link(live).start_run(live.kernel_id, run_id, _order(live, spec))
+        failpoint("put.after_start")
+        return live, started
 
     async def get(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
         """The run as its shim tells it, or has left it."""

@@ -11,6 +11,8 @@ import os
 from typing import Any
 
 NAME = "run.jsonl"
+#: In a folder of runs the one of the next run, which is none yet.
+NEXT = "next"
 
 
 def read(folder: str | os.PathLike[str]) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

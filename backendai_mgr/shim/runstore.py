@@ -1,7 +1,8 @@
 """The run folders of a kernel on disk: ``runs/<sha256 of the run id>/{run.jsonl, NNN.seg}``.
 
 A folder comes to its place with its claim in it, before the interpreter sees the code: it is the proof that a
-run id was used.  The status is added once, when the run has ended.  A folder outlives kernels and shims.
+run id was used.  Until then it is ``runs/next``, so on the same disk.  The status is added once, when the run
+has ended.  A folder outlives kernels and shims.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Reserve:
 class RunStore:
     def __init__(self, scratch: str, *, log_bytes: int) -> None:
         self._root = os.path.join(scratch, "runs")
-        self._spare = os.path.join(scratch, "spare")
+        self._spare = os.path.join(self._root, runfile.NEXT)
         self._log_bytes = log_bytes
         os.makedirs(self._root, mode=0o700, exist_ok=True)
         self._reserve = Reserve(os.path.join(scratch, "reserve"))
@@ -82,6 +83,7 @@ class RunStore:
         if not os.path.isdir(self._spare):
             self._make_spare()
         runfile.write_claim(self._spare, claim)
+        failpoint("run.after_claim")
         os.rename(self._spare, self.folder(order.run_id))  # not onto a folder with files
         failpoint("run.after_meta")
 
@@ -123,6 +125,7 @@ class RunStore:
         A folder whose claim was not completed is removed: its code was never handed over.
         """
         statuses = []
+        _remove(self._spare)
         for name in os.listdir(self._root):
             folder = os.path.join(self._root, name)
             claim, status = runfile.read(folder)

@@ -16,11 +16,12 @@ from backendai_mgr.agent.accounts import separate_accounts
 from backendai_mgr.domain.status import KernelState
 from backendai_mgr.runtime.paths import check_traversable
 from backendai_mgr.shim.failpoint import VARIABLE
-from backendai_mgr.wire.rpc import AgentRefusal
+from backendai_mgr.wire.rpc import AgentRefusal, RunOrder
 from tests.system.traces import traces
 
-from .harness import PATIENCE, Site, destroy, ended, processes_of, removed, run, shims_of, until
+from .harness import PATIENCE, Site, destroy, ended, processes_of, removed, run, run_spec, shims_of, until
 from .test_member import JOINING
+from .victim import WITNESS
 
 #: The checkout comes last on the path: it has the tests, while the package may be installed elsewhere.
 VICTIM = f"import sys, runpy; sys.path.append({str(Path(__file__).parents[2])!r})\n" + (
@@ -42,6 +43,7 @@ async def victim(site: Site, kernel_id, action, *more, failpoint="", skip=0) -> 
 
 COLD = ["kernel.after_scratch", "kernel.after_shim_spawned"]
 AFTER_END = ["destroy.after_retire", "destroy.after_archive", "destroy.before_remove", "destroy.after_remove"]
+STARTED = "run.after_answer"
 WARM = ["kernel.after_given", "kernel.after_assigned", "kernel.after_moved"]
 
 
@@ -50,7 +52,7 @@ def test_every_crash_point_is_reached_below() -> None:
     names: set[str] = set()
     for source in agent.rglob("*.py"):
         names |= set(re.findall(r'failpoint\("([^"]+)"\)', source.read_text()))
-    assert names == {*COLD, *WARM, *AFTER_END, "destroy.after_end", "restart.after_gone", *JOINING}
+    assert names == {*COLD, *WARM, *AFTER_END, "destroy.after_end", "restart.after_gone", STARTED, *JOINING}
 
 
 @pytest.mark.parametrize("failpoint", WARM)
@@ -104,6 +106,19 @@ async def test_an_agent_that_died_while_ending_a_kernel_reports_its_end_later(si
         assert (await ended(registry, kernel_id)).exit.reason == "user-requested"
         await destroy(registry, site, site.spec(kernel_id=kernel_id))
     assert shims_of(site.data_dir) == []
+
+
+async def test_a_run_whose_start_was_not_answered_is_found_again(site):
+    kernel_id = uuid4()
+    died = await victim(site, kernel_id, "run", failpoint=STARTED)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    async with site.agent() as registry:
+        spec = site.spec(kernel_id=kernel_id)
+        assert (await run(registry, spec, "r", WITNESS))[0] == "on\n"
+        assert not (await registry.start_run(kernel_id, "r", RunOrder.of(1, run_spec(WITNESS)))).created
+        assert (site.scratch(spec) / "work" / "starts").read_text() == "x"
+        await destroy(registry, site, spec)
+    assert processes_of(kernel_id) == []
 
 
 @pytest.mark.parametrize("failpoint", AFTER_END)

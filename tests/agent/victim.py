@@ -16,6 +16,7 @@ from backendai_mgr.agent.sandbox import USER_UID
 
 from .harness import PATIENCE, Site, destroy, processes_of, run, shims_of, until
 
+WITNESS = "open('starts', 'a').write('x'); print('on')"
 STRAY = "import subprocess; subprocess.Popen(['setsid', 'sleep', '1000'])"
 
 
@@ -36,6 +37,13 @@ async def restart(site: Site, kernel_id: UUID) -> None:
         await registry.create_kernel(site.spec(kernel_id=kernel_id))
         (site.scratch(site.spec(kernel_id=kernel_id)) / "work" / "kept").write_text("kept")
         await registry.create_kernel(site.spec(kernel_id=kernel_id, incarnation=2))
+
+
+async def start_run(site: Site, kernel_id: UUID) -> None:
+    async with site.agent() as registry:
+        spec = site.spec(kernel_id=kernel_id)
+        await registry.create_kernel(spec)
+        await run(registry, spec, "r", WITNESS)
 
 
 async def end(site: Site, kernel_id: UUID) -> None:
@@ -72,6 +80,7 @@ ACTIONS = {
     "create": create,
     "create-warm": create_warm,
     "restart": restart,
+    "run": start_run,
     "end": end,
     "end-wholly": end_wholly,
     "whole-life": whole_life,

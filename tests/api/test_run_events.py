@@ -50,7 +50,11 @@ async def test_output_comes_as_it_is_written_and_then_the_end(server, version):
                 rest = [event async for event in coming]
     assert rest[0][1:] == ("11", {"records": [rest[0][2]["records"][0]], "next_offset": 11})
     assert rest[0][2]["records"][0]["stream"] == "stderr"
-    assert rest[-1] == ("end", "11", {"finished": True, "state": "finished", "exit_code": 3, "reason": ""})
+    assert rest[-1] == (
+        "end",
+        "11-end",
+        {"finished": True, "state": "finished", "exit_code": 3, "reason": ""},
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,11 +85,27 @@ async def test_who_comes_back_after_the_end_is_told_to_stop(server, client):
     run = await start(server, client)
     run.write(b"hello")
     run.end()
-    reply = await client.get(OUTPUT, headers=EVENTS | {"Last-Event-ID": "5"})
+    async with client.stream("GET", OUTPUT, headers=EVENTS) as reply:
+        *_, (name, last, _) = [event async for event in events(reply)]
+    assert name == "end"
+    reply = await client.get(OUTPUT, headers=EVENTS | {"Last-Event-ID": last})
     assert (reply.status_code, reply.content) == (204, b"")
 
 
-@pytest.mark.parametrize("offset", ["-1", "x", "", "1.5", "9" * 30, "6"])
+async def test_who_dropped_before_the_last_event_is_told_of_the_end(server, client):
+    run = await start(server, client)
+    run.write(b"hello")
+    run.end(RunState.FINISHED, 3)
+    async with client.stream("GET", OUTPUT, headers=EVENTS) as reply:
+        (_, last, _), *_ = [event async for event in events(reply)]
+    assert last == "5"
+    with trio.fail_after(10):
+        async with client.stream("GET", OUTPUT, headers=EVENTS | {"Last-Event-ID": last}) as reply:
+            ((name, _, value),) = [event async for event in events(reply)]
+    assert (name, value["exit_code"]) == ("end", 3)
+
+
+@pytest.mark.parametrize("offset", ["-1", "x", "", "1.5", "9" * 30, "6", "6-end", "-end", "5-end-end"])
 async def test_a_wrong_place_to_go_on_is_named(server, client, offset):
     run = await start(server, client)
     run.write(b"hello")

@@ -6,8 +6,7 @@ import random
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ import httpx
 
 from tests.system.harness import Installation, Up, deadline, psql
 from tests.system.http import Http
-from tests.system.runs import Runs
+from tests.system.runs import HEALED, Runs, patiently
 
 Site = tuple[Installation, Path]
 
 
 #: Heartbeats are fast, so that what waits for them is too.
 QUICK = ("--set", "manager.heartbeat-timeout=1.5", "--set", "agent.report-interval=0.2")
-#: Seconds until everything is as before.
-HEALED = 30
 LINES = 3000
 #: Prints while the test does its worst. The file counts its starts.
 PROGRAM = f"""
@@ -92,21 +89,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def patiently(call: Callable[[], httpx.Response], seconds: float = HEALED) -> httpx.Response:
-    """Repeat a call that may be repeated until it is neither refused for now nor cut off."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            answer = call()
-            if answer.status_code not in (503, 502):
-                return answer
-            assert int(answer.headers["Retry-After"]) > 0
-        except httpx.TransportError as error:
-            answer = httpx.Response(599, text=str(error))
-        assert time.monotonic() < until, answer.text
-        time.sleep(0.05)
 
 
 def output(http: Http, url: str) -> tuple[str, Any]:

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
+from tests.system.disks import small_disk
 from tests.system.harness import Up, processes_of, wait_until
 from tests.system.http import Http
 from tests.system.processes import alive, descendants, guest_of, interpreter_of, shim_of
@@ -20,7 +19,6 @@ pytestmark = pytest.mark.faults
 
 #: Has a process that would outlive it, and counts its starts.
 BUSY = """
-import subprocess
 open('starts', 'a').write('x')
 child = subprocess.Popen(['sleep', '1000'], start_new_session=True)
 print('on', flush=True)
@@ -79,20 +77,6 @@ def test_a_kernel_that_no_agent_looks_after_ends(site: Site) -> None:
             runs = Runs(http, name, made["sessionId"])
             wait_until(lambda: runs.status() == "TERMINATED", HEALED, "the session ends")
             assert runs.why() == "Its kernel was ended because no agent had looked after it for too long."
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """2 MiB at this place, of the same owner."""
-    owner = folder.stat()
-    options = f"size=2m,mode=700,uid={owner.st_uid},gid={owner.st_gid}"
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True)
-    if done.returncode != 0:
-        pytest.skip("mounting is not allowed here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")

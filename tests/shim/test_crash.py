@@ -52,6 +52,7 @@ def test_the_path_of_a_run_is_covered() -> None:
         "kernel.before_spawn",
         "kernel.after_spawn",
         "run.before_meta",
+        "run.after_claim",
         "run.after_meta",
         "run.after_send",
         "run.after_output_drain",
@@ -90,7 +91,7 @@ def test_killed_at(make_shim: Callable[..., Shim], point: str) -> None:
     until(lambda: len(processes_marked(shim.spec["kernel_id"])) == 2)
     assert len(interpreters(shim)) == 1
 
-    if point in ("kernel.before_spawn", "kernel.after_spawn", "run.before_meta"):
+    if point in ("kernel.before_spawn", "kernel.after_spawn", "run.before_meta", "run.after_claim"):
         with pytest.raises(Refused, match="not-found"):
             client.ask("status", run_id="a")
         with pytest.raises(Refused, match="bad-incarnation"):

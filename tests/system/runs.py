@@ -1,13 +1,18 @@
 """Runs in a session of its own, over HTTP."""
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
 import attrs
+import httpx
 
 from .http import Http
+
+#: Seconds until everything is as before.
+HEALED = 30
 
 
 @attrs.define
@@ -91,3 +96,18 @@ class Runs:
         details = self.http.call("GET", "/readyz?verbose").json()["details"]
         (agent,) = details["agents"].values()
         return dict(agent["missing"])
+
+
+def patiently(call: Callable[[], httpx.Response], seconds: float = HEALED) -> httpx.Response:
+    """Repeat a call that may be repeated until it is neither refused for now nor cut off."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            answer = call()
+            if answer.status_code not in (503, 502):
+                return answer
+            assert int(answer.headers["Retry-After"]) > 0
+        except httpx.TransportError as error:
+            answer = httpx.Response(599, text=str(error))
+        assert time.monotonic() < until, answer.text
+        time.sleep(0.05)

@@ -18,6 +18,8 @@ from trio_websocket import ConnectionClosed, open_websocket_url
 
 from .harness import PACKAGE, Installation, Up, processes_of, psql, wait_until
 from .http import Http
+from .processes import child
+from .runs import Runs, patiently
 
 pytestmark = pytest.mark.system
 
@@ -108,7 +110,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_start_is_followed_by_one_that_goe
     names = set()
     for source in (PACKAGE / "services").glob("*.py"):
         names |= set(re.findall(r'failpoint\("([^"]+)"\)', source.read_text()))
-    assert names == {"start.after_claim", "restart.after_begin"}
+    assert names == {"start.after_claim", "restart.after_begin", "put.after_start"}
     fragile = Installation()
     fragile.environ["BACKENDAI_FAILPOINTS"] = "start.after_claim=kill"
     with Up(fragile, folder / "data") as up, closing(Http(up.said)) as http:
@@ -132,6 +134,28 @@ def test_a_worker_that_dies_in_the_middle_of_a_restart_is_followed_by_one_that_g
         wait_until(lambda: _status(http, "fragile") == "RUNNING", 30, "the session runs")
         code = "print('x' in globals(), open('kept').read())"
         assert up.command("run", "--session", "fragile", code).stdout == "False kept\n"
+        assert up.stop() == 0
+
+
+def test_a_start_whose_answer_is_lost_is_found_again(folder: Path) -> None:
+    """Of the second run: the manager's dies with it, and so does the agent's when it is asked again."""
+    fragile = Installation()
+    fragile.environ["BACKENDAI_FAILPOINTS"] = "put.after_start=kill@2,run.after_answer=kill@3"
+    with Up(fragile, folder / "data") as up, closing(Http(up.said)) as http:
+        before = child(up, "worker"), child(up, "agent")
+        with Runs.in_new_session(http, "cut") as runs:
+            statuses = []
+            for number in range(2):
+                url = f"/session/{runs.session_id}/runs/{number}"
+                body = {"code": f"open('starts', 'a').write('{number}')"}
+                answer = patiently(lambda url=url, body=body: http.call("PUT", url, body=body))
+                statuses.append(answer.status_code)
+                assert runs.follow(url)[1] == 0
+            assert statuses == [201, 200]
+            assert child(up, "worker") != before[0]
+            assert child(up, "agent") != before[1]
+            starts = up.data_dir / "kernels" / runs.session_id / "work" / "starts"
+            assert starts.read_text() == "01"
         assert up.stop() == 0
 
 
