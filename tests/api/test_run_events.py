@@ -78,7 +78,7 @@ async def test_some_streams_only(server, client):
     async with client.stream("GET", OUTPUT + "?stream=stderr", headers=EVENTS) as reply:
         found = [event async for event in events(reply)]
     assert [r["data"] for _, _, value in found for r in value.get("records", ())] == ["stderr"]
-    assert found[-1][:2] == ("end", "18")
+    assert found[-1][:2] == ("end", "18-end")
 
 
 async def test_who_comes_back_after_the_end_is_told_to_stop(server, client):
