@@ -12,9 +12,10 @@ import click
 import trio
 
 from . import options
-from .client import find_target, open_client
+from .client import PATIENCE, find_target, open_client
 from .errors import CliError, told
-from .following import Follower, exit_code_of
+from .following import Follower
+from .runstream import exit_code_of
 
 _AT_WORK = ("running", "waiting-input")
 
@@ -38,12 +39,12 @@ async def _attach(data_dir: Path | None, from_now: bool, name: str, run_id: str 
         async with open_client(find_target(data_dir)) as client, trio.open_nursery() as nursery:
             path = f"/session/{quote(name, safe='')}/runs"
             if run_id is None:
-                _, found = await client.call("GET", f"{path}?limit=100")
+                _, found = await client.call("GET", f"{path}?limit=100", patience=PATIENCE)
                 run = next((run for run in found["runs"] if run["state"] in _AT_WORK), None)
                 if run is None:
                     raise CliError(f"The session {name} runs nothing now.")
             else:
-                _, run = await client.call("GET", f"{path}/{quote(run_id, safe='')}")
+                _, run = await client.call("GET", f"{path}/{quote(run_id, safe='')}", patience=PATIENCE)
             follower = Follower(client, run["session_id"], run["run_id"])
             await nursery.start(_watch_signals, follower, nursery.cancel_scope)
             if run["prompt"] is not None:

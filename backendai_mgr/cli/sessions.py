@@ -12,8 +12,8 @@ import trio
 
 from ..domain.status import Status
 from . import options
-from .client import ApiError, Client, find_target, open_client
-from .errors import told
+from .client import Client, find_target, open_client
+from .errors import ApiError, told
 
 #: As many rows as one request may ask for.
 _PAGE = 100

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
+import hashlib
+from collections import OrderedDict
 from typing import Any, NamedTuple, TypedDict
 
 STEPS = ("clean", "build", "exec")
 MAX_STDIN = 1 << 20  # characters
+MAX_ANSWERS = 16  # that are known again
 _RUN_ID_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
@@ -112,6 +115,7 @@ class Run:
         self.step_end = 0
         self.asked: int | None = None  # the interpreter's number of the prompt that waits
         self.prompt: Prompt | None = None
+        self._answers: OrderedDict[int, str | None] = OrderedDict()  # the newest, by their prompt's offset
         self.cursor = 0
         self.began = False  # it is in user code: an interrupt will reach it
         self.interrupt_asked = False
@@ -130,6 +134,17 @@ class Run:
         run.end_offset, run.step_end = status["end_offset"], status.get("step_end", 0)
         run.started_at, run.ended_at = status["started_at"], status["ended_at"]
         return run
+
+    def note_answer(self, text: str | None) -> None:
+        """The prompt that waits is answered."""
+        if self.prompt is not None:
+            self._answers[self.prompt["offset"]] = _digest(text)
+            if len(self._answers) > MAX_ANSWERS:
+                self._answers.popitem(last=False)
+
+    def was_answered(self, offset: int | None, text: str | None) -> bool:
+        """Whether the prompt at `offset` has had this very answer: it comes again if its reply was lost."""
+        return offset is not None and self._answers.get(offset, "") == _digest(text)
 
     def step_stdin(self) -> str | None:
         """What the present step reads before the end of its input; None if it can be fed."""
@@ -195,6 +210,10 @@ def parse_order(request: dict[str, Any]) -> Order:
 
 def is_run_id(text: str) -> bool:
     return 0 < len(text) <= 64 and _RUN_ID_LETTERS.issuperset(text)
+
+
+def _digest(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def as_line(text: str | None) -> str | None:
