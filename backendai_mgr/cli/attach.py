@@ -1,8 +1,6 @@
 """`attach`: be at a run that somebody else started."""
 
-import os
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from .client import PATIENCE, find_target, open_client
 from .errors import CliError, told
 from .following import Follower
 from .runstream import exit_code_of
+from .showing import stop_writing
 
 _AT_WORK = ("running", "waiting-input")
 
@@ -52,8 +51,7 @@ async def _attach(data_dir: Path | None, from_now: bool, name: str, run_id: str 
             try:
                 exit_code = exit_code_of(await follower.follow(offset=run["end_offset"] if from_now else 0))
             except* BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                exit_code = 128 + signal.SIGPIPE
+                exit_code = stop_writing()
             nursery.cancel_scope.cancel()
     return exit_code
 

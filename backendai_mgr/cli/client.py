@@ -102,6 +102,7 @@ class Client:
         """The response to a request with a body of any kind; the rest as `call`."""
         backoff = Backoff(first=0.1, longest=2.0)
         until: float | None = None
+        repeated = False
         while True:
             failure: ApiError | Away
             try:
@@ -111,6 +112,7 @@ class Client:
                 self._answered = passing = self._answered or not unsent
                 failure = Away(self.target.endpoint, sent=not unsent)
                 failure.__cause__ = error
+                repeated = repeated or not unsent
             else:
                 self._answered = True
                 if response.is_success:
@@ -118,6 +120,8 @@ class Client:
                     return response
                 failure = ApiError.of(response.status_code, response.content)
                 passing = failure.is_passing
+                failure.repeated = repeated
+                repeated = repeated or passing
             # Patience begins when it is needed, however long the first answer took to be missed.
             until = trio.current_time() + patience if until is None else until
             if not passing or trio.current_time() >= until:

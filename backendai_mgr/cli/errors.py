@@ -24,6 +24,8 @@ class ApiError(CliError):
         super().__init__(_told(status, problem))
         self.status = status
         self.problem = problem
+        #: The request had been sent before, and may have been carried out then.
+        self.repeated = False
 
     @classmethod
     def of(cls, status: int, body: bytes) -> "ApiError":

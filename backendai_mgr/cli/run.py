@@ -1,6 +1,5 @@
 """`run`: code in, output out as it comes, the code's exit code at the end."""
 
-import os
 import signal
 import sys
 from functools import partial
@@ -18,6 +17,7 @@ from .client import PATIENCE, Client, find_target, open_client
 from .errors import ApiError, Away, CliError, told
 from .following import Follower
 from .runstream import RunEnd, exit_code_of
+from .showing import stop_writing
 
 #: After so many seconds of waiting a terminal is told what for, and again when that changes.
 _SAY_WHY = 2.0
@@ -139,9 +139,7 @@ class _Conductor:
                 await self._open_session()
                 self.exit_code = exit_code_of(await self._run_code())
         except* BrokenPipeError:
-            # Whoever read our output has gone. Nothing more may be written, not even at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.exit_code = 128 + signal.SIGPIPE
+            self.exit_code = stop_writing()
         finally:
             if self._ours and not self._job.keep:
                 await self._remove_session()

@@ -1,5 +1,7 @@
 """A run's output where it belongs: our standard output and error."""
 
+import os
+import signal
 import sys
 from collections.abc import Collection, Sequence
 from itertools import groupby
@@ -73,6 +75,12 @@ class Screen:
 
 #: The streams of a program's own output.
 OWN = (STDOUT, STDERR)
+
+
+def stop_writing() -> int:
+    """Whoever read our output has gone: nothing more may be written, not even at exit. The exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _printable(kind: str) -> str:
