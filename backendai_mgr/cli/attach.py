@@ -1,8 +1,6 @@
 """`attach`: be at a run that somebody else started."""
 
-import os
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,11 @@ import click
 import trio
 
 from . import options
-from .client import find_target, open_client
+from .client import PATIENCE, find_target, open_client
 from .errors import CliError, told
-from .following import Follower, exit_code_of
+from .following import Follower
+from .runstream import exit_code_of
+from .showing import stop_writing
 
 _AT_WORK = ("running", "waiting-input")
 
@@ -38,12 +38,12 @@ async def _attach(data_dir: Path | None, from_now: bool, name: str, run_id: str 
         async with open_client(find_target(data_dir)) as client, trio.open_nursery() as nursery:
             path = f"/session/{quote(name, safe='')}/runs"
             if run_id is None:
-                _, found = await client.call("GET", f"{path}?limit=100")
+                _, found = await client.call("GET", f"{path}?limit=100", patience=PATIENCE)
                 run = next((run for run in found["runs"] if run["state"] in _AT_WORK), None)
                 if run is None:
                     raise CliError(f"The session {name} runs nothing now.")
             else:
-                _, run = await client.call("GET", f"{path}/{quote(run_id, safe='')}")
+                _, run = await client.call("GET", f"{path}/{quote(run_id, safe='')}", patience=PATIENCE)
             follower = Follower(client, run["session_id"], run["run_id"])
             await nursery.start(_watch_signals, follower, nursery.cancel_scope)
             if run["prompt"] is not None:
@@ -51,8 +51,7 @@ async def _attach(data_dir: Path | None, from_now: bool, name: str, run_id: str 
             try:
                 exit_code = exit_code_of(await follower.follow(offset=run["end_offset"] if from_now else 0))
             except* BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                exit_code = 128 + signal.SIGPIPE
+                exit_code = stop_writing()
             nursery.cancel_scope.cancel()
     return exit_code
 

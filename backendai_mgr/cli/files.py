@@ -17,8 +17,8 @@ import click
 import trio
 
 from . import options
-from .client import OCTETS, PATIENCE, ApiError, Client, find_target, open_client
-from .errors import CliError, told
+from .client import OCTETS, PATIENCE, Client, find_target, open_client
+from .errors import ApiError, CliError, told
 
 #: Bytes that travel at a time.
 PIECE = 4 << 20

@@ -3,16 +3,17 @@
 import os
 import sys
 import termios
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
-import click
 import trio
 
-from ..wire.records import GAP, HTML, MEDIA, PROMPT, STDERR, STEP, JsonLines, Record
-from .client import PATIENCE, ApiError, Client, RunEnd, follow_run
+from .client import PATIENCE, Client
+from .contact import show_contact
+from .errors import ApiError
+from .runstream import RunEnd, follow_run
+from .showing import Screen
 
 _CONFLICT = 409
 
@@ -26,8 +27,7 @@ class Follower:
         self._session_id = session_id
         self._run_id = run_id
         self._path = f"/session/{session_id}/runs/{run_id}"
-        self._lines = JsonLines()
-        self._asked = trio.Event()
+        self._screen = Screen()
         self._input = _Input()
         #: A line that was read for a prompt which somebody else answered.
         self._unused: list[str | None] = []
@@ -37,13 +37,18 @@ class Follower:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._interrupt_when_asked)
             nursery.start_soon(self._answer_prompts)
-            end = await follow_run(self._client, self._session_id, self._run_id, self._show, offset=offset)
+            if sys.stderr.isatty():
+                endpoint = self._client.target.endpoint
+                nursery.start_soon(show_contact, self._client.contact, endpoint, self._screen)
+            end = await follow_run(
+                self._client, self._session_id, self._run_id, self._screen.show, offset=offset
+            )
             nursery.cancel_scope.cancel()
         return end
 
     def look_for_prompt(self) -> None:
         """The run may be waiting for input already."""
-        self._asked.set()
+        self._screen.prompted.set()
 
     async def _interrupt_when_asked(self) -> None:
         await self.interrupt.wait()
@@ -51,8 +56,8 @@ class Follower:
 
     async def _answer_prompts(self) -> None:
         while True:
-            await self._asked.wait()
-            self._asked = trio.Event()
+            await self._screen.prompted.wait()
+            self._screen.prompted = trio.Event()
             while (prompt := await self._prompt()) is not None:
                 if not self._unused:
                     self._unused.append(await self._input.line(hidden=prompt["is_password"]))
@@ -66,9 +71,10 @@ class Follower:
         return prompt
 
     async def _answer(self, offset: int, text: str | None) -> bool:
-        """Whether the text was taken: not when somebody else has answered.
+        """Whether the text was taken: not when somebody else has given another answer.
 
-        The prompt's offset goes along, so that a lost request may be sent again.
+        The prompt's offset goes along, so that a lost request may be sent again: the same answer to the same
+        prompt is taken once.
         """
         body = {"text": text, "offset": offset}
         try:
@@ -78,43 +84,6 @@ class Follower:
                 raise
             return False
         return True
-
-    async def _show(self, records: Sequence[Record]) -> None:
-        """Write output where it belongs. Blocks in a thread, so that a slow reader leaves Ctrl-C working."""
-        for stream, group in groupby(records, key=lambda record: record.stream):
-            pieces = list(group)
-            if stream == GAP:
-                gone = sum(piece.gap for piece in pieces)
-                click.echo(f"[{gone} bytes of output were dropped here]", err=True)
-            elif stream in (MEDIA, HTML, STEP, PROMPT):
-                self._take_items(stream, pieces)
-            else:
-                data = b"".join(piece.data for piece in pieces)
-                file = sys.stderr.buffer if stream == STDERR else sys.stdout.buffer
-                await trio.to_thread.run_sync(_write, file, data, abandon_on_cancel=True)
-
-    def _take_items(self, stream: str, pieces: Sequence[Record]) -> None:
-        for item in (item for piece in pieces for item in self._lines.items(piece)):
-            match stream, item:
-                case "media", [str(kind), str(data)]:
-                    click.echo(f"[{_printable(kind)}, {_size(len(data) * 3 // 4)}]")
-                case "html", str(markup):
-                    click.echo(f"[text/html, {_size(len(markup.encode()))}]")
-                case "prompt", _:
-                    self._asked.set()
-
-
-def _printable(kind: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in kind[:100])
-
-
-def _size(count: int) -> str:
-    return f"{count} bytes" if count < 1000 else f"{round(count / 1000)} kB"
-
-
-def _write(file: Any, data: bytes) -> None:
-    file.write(data)
-    file.flush()
 
 
 class _Input:
@@ -159,13 +128,3 @@ def _no_echo() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-
-
-def exit_code_of(end: RunEnd) -> int:
-    """The code's own exit code. A sentence on standard error says what an exit code cannot."""
-    if end.state == "timeout":
-        click.echo("The code was interrupted: it ran longer than --timeout allows.", err=True)
-    if end.exit_code is not None:
-        return end.exit_code
-    click.echo(f"The run was lost: {end.reason or 'its session ended'}.", err=True)
-    return 1

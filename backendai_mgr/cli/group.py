@@ -18,6 +18,8 @@ _COMMANDS = {
     "up": _Entry("up", "Run the whole system here: database, manager and agent."),
     "run": _Entry("run", "Run code in a session and show its output as it comes."),
     "attach": _Entry("attach", "Follow what a session runs, and answer what it asks."),
+    "runs": _Entry("runs", "List what a session has run, and remove what has ended."),
+    "output": _Entry("runs", "Write what a run has written, as it was."),
     "ps": _Entry("sessions", "List your sessions."),
     "rm": _Entry("sessions", "End sessions."),
     "restart": _Entry("sessions", "Start a session anew, in its old folder."),

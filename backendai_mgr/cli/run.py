@@ -1,6 +1,5 @@
 """`run`: code in, output out as it comes, the code's exit code at the end."""
 
-import os
 import signal
 import sys
 from functools import partial
@@ -14,9 +13,11 @@ import trio
 
 from ..runtime.config import parse_duration
 from . import options
-from .client import PATIENCE, ApiError, Away, Client, RunEnd, find_target, open_client
-from .errors import CliError, told
-from .following import Follower, exit_code_of
+from .client import PATIENCE, Client, find_target, open_client
+from .errors import ApiError, Away, CliError, told
+from .following import Follower
+from .runstream import RunEnd, exit_code_of
+from .showing import stop_writing
 
 #: After so many seconds of waiting a terminal is told what for, and again when that changes.
 _SAY_WHY = 2.0
@@ -138,9 +139,7 @@ class _Conductor:
                 await self._open_session()
                 self.exit_code = exit_code_of(await self._run_code())
         except* BrokenPipeError:
-            # Whoever read our output has gone. Nothing more may be written, not even at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.exit_code = 128 + signal.SIGPIPE
+            self.exit_code = stop_writing()
         finally:
             if self._ours and not self._job.keep:
                 await self._remove_session()
@@ -155,10 +154,10 @@ class _Conductor:
             state = made["status"]
             while state in ("PENDING", "SCHEDULED", "PREPARING", "PULLING", "RESTARTING"):
                 await trio.sleep(0.5)
-                state = (await self._client.call("GET", f"/session/{made['sessionId']}/why"))[1]["status"]
+                state = (await self._why(made["sessionId"]))["status"]
             nursery.cancel_scope.cancel()
         if state != "RUNNING":
-            _, why = await self._client.call("GET", f"/session/{made['sessionId']}/why")
+            why = await self._why(made["sessionId"])
             raise CliError(f"The session did not start: {why['sentence']}")
         self._session_id = made["sessionId"]
 
@@ -175,14 +174,17 @@ class _Conductor:
         self._ours = self._ours or status == 201
         return made
 
+    async def _why(self, session_id: str) -> Any:
+        return (await self._client.call("GET", f"/session/{session_id}/why", patience=PATIENCE))[1]
+
     async def _say_why(self) -> None:
         said = ""
         while True:
             await trio.sleep(_SAY_WHY)
             try:
                 _, why = await self._client.call("GET", f"/session/{self._name}/why")
-            except ApiError:
-                continue  # not stored yet
+            except (ApiError, Away):
+                continue  # not stored yet, or the manager is away, which whoever creates it sees to
             if why["sentence"] != said:
                 said = why["sentence"]
                 click.echo(f"Waiting: {said}", err=True)

@@ -1,7 +1,7 @@
 """`ps`, `rm`, `restart`, `why`: commands about sessions."""
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import trio
 
 from ..domain.status import Status
 from . import options
-from .client import ApiError, Client, find_target, open_client
-from .errors import told
+from .client import Client, find_target, open_client
+from .errors import ApiError, told
+from .tables import age, print_table
 
 #: As many rows as one request may ask for.
 _PAGE = 100
@@ -48,35 +49,12 @@ async def _ps(data_dir: Path | None, everything: bool, as_json: bool) -> None:
         for session in sessions:
             click.echo(json.dumps(session))
     else:
-        _print_table(sessions)
+        print_table(("NAME", "STATUS", "IMAGE", "AGE", "ID"), map(_row, sessions))
 
 
-def _print_table(sessions: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("NAME", "STATUS", "IMAGE", "AGE", "ID"):
-        table.add_column(title, no_wrap=True)
-    for session in sessions:
-        table.add_row(
-            session["name"],
-            session["status"],
-            session["image"],
-            _age(session["created_at"]),
-            session["id"],
-        )
-    # Not a terminal: no width, so that nothing is cut off for a program that reads this.
-    console = Console(markup=False, highlight=False)
-    console.print(table, soft_wrap=not console.is_terminal, crop=console.is_terminal)
-
-
-def _age(created_at: str) -> str:
-    seconds = max(0, int((datetime.now(UTC) - datetime.fromisoformat(created_at)).total_seconds()))
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= length:
-            return f"{seconds // length}{unit}"
-    return f"{seconds}s"
+def _row(session: dict[str, Any]) -> tuple[str, ...]:
+    created = age(datetime.fromisoformat(session["created_at"]))
+    return session["name"], session["status"], session["image"], created, session["id"]
 
 
 @click.command()

@@ -176,16 +176,20 @@ class Arbiter:
     def answer(self, run_id: str, offset: int | None, text: str | None) -> tuple[Run, list[Effect]]:
         """Answer the prompt at `offset` (None: whichever waits).  Raises Refused: not-found, no-prompt.
 
-        The commands of a batch run take input at any time.
+        The answer that a prompt has had already changes nothing.  The commands of a batch run take input at
+        any time.
         """
         run = self.find(run_id)
         if run is None:
             raise Refused("not-found", "no such run")
+        if (run.prompt is None or run.prompt["offset"] != offset) and run.was_answered(offset, text):
+            return run, []
         if run is not self.current or (run.prompt is None and (offset is not None or run.mode != "batch")):
             raise Refused("no-prompt", "this run does not ask for input now")
         if run.prompt is not None and offset not in (None, run.prompt["offset"]):
             raise Refused("no-prompt", f"the run asks at offset {run.prompt['offset']}")
         asked = run.asked
+        run.note_answer(text)
         self._stop_asking(run)
         return run, [Answer(run, asked, text)]
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import enum
 import time
+from collections import OrderedDict
 from typing import Any, NamedTuple, NotRequired, TypedDict
+
+from backendai_mgr.shim.digest import sha256
 
 STEPS = ("clean", "build", "exec")
 MAX_STDIN = 1 << 20  # characters
+MAX_ANSWERS = 16  # that are known again
 _RUN_ID_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
@@ -125,6 +129,7 @@ class Run:
         self.step_end = 0
         self.asked: int | None = None  # the interpreter's number of the prompt that waits
         self.prompt: Prompt | None = None
+        self._answers: OrderedDict[int, str | None] = OrderedDict()  # the newest, by their prompt's offset
         self.cursor = 0
         self.began = False  # it is in user code: an interrupt will reach it
         self.interrupt_asked = False
@@ -151,6 +156,17 @@ class Run:
         run.started_at, run.ended_at = status["started_at"], status["ended_at"]
         run.deleted = status.get("deleted", False)
         return run
+
+    def note_answer(self, text: str | None) -> None:
+        """The prompt that waits is answered."""
+        if self.prompt is not None:
+            self._answers[self.prompt["offset"]] = _digest(text)
+            if len(self._answers) > MAX_ANSWERS:
+                self._answers.popitem(last=False)
+
+    def was_answered(self, offset: int | None, text: str | None) -> bool:
+        """Whether the prompt at `offset` has had this very answer: it comes again if its reply was lost."""
+        return offset is not None and self._answers.get(offset, "") == _digest(text)
 
     def step_stdin(self) -> str | None:
         """What the present step reads before the end of its input; None if it can be fed."""
@@ -216,6 +232,10 @@ def parse_order(request: dict[str, Any]) -> Order:
 
 def is_run_id(text: str) -> bool:
     return 0 < len(text) <= 64 and _RUN_ID_LETTERS.issuperset(text)
+
+
+def _digest(text: str | None) -> str | None:
+    return None if text is None else sha256(text.encode("utf-8", "surrogatepass"))
 
 
 def as_line(text: str | None) -> str | None:

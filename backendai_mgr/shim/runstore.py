@@ -8,18 +8,14 @@ has ended.  A folder outlives kernels and shims.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
-import sys
 from typing import Any, cast
 
 from backendai_mgr.shim import runfile
+from backendai_mgr.shim.digest import sha256
 from backendai_mgr.shim.failpoint import failpoint
 from backendai_mgr.shim.run import Order, RunState, RunStatus
 from backendai_mgr.shim.runlog import RunLogWriter, drop_segments, first_segment
-
-# hashlib would load all of OpenSSL: megabytes in each of many processes, for one digest.
-_sha256 = importlib.import_module("_sha2" if sys.version_info >= (3, 12) else "_sha256").sha256
 
 _RESERVE_BYTES = 128 << 10
 _RELEASE_BYTES = 8 << 10
@@ -56,7 +52,7 @@ class RunStore:
         self._reserve = Reserve(os.path.join(scratch, "reserve"))
 
     def folder(self, run_id: str) -> str:
-        return os.path.join(self._root, _sha256(run_id.encode()).hexdigest())
+        return os.path.join(self._root, sha256(run_id.encode()))
 
     def open_log(self, run_id: str) -> RunLogWriter:
         """The log of a run that has been created and has not printed yet."""

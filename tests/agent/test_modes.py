@@ -48,7 +48,10 @@ async def test_a_poll_ends_at_a_prompt_which_is_answered_once(registry, kernel):
     assert answered.prompt is None
     with pytest.raises(AgentRefusal, match="no-prompt"):
         await registry.answer_run(kernel.kernel_id, "r", asked.offset, "no")
+    # The reply may have been lost: the same answer is known again, also after the end.
+    await registry.answer_run(kernel.kernel_id, "r", asked.offset, "yes")
     assert text((await poll(registry, kernel, "r")).records) == "yes\n"
+    assert (await registry.answer_run(kernel.kernel_id, "r", asked.offset, "yes")).ended
 
 
 async def test_code_is_completed(registry, kernel):

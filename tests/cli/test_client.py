@@ -1,16 +1,24 @@
 """Our client against a peer that breaks off: what is asked again, what is not, and what is told."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
-from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
+from trio_websocket import (
+    ConnectionClosed,
+    WebSocketConnection,
+    WebSocketRequest,
+    serve_websocket,
+    wrap_server_stream,
+)
 
-from backendai_mgr.cli.client import ApiError, Away, RunEnd, Target, find_target, follow_run, open_client
-from backendai_mgr.cli.errors import CliError, told
+from backendai_mgr.cli import frames, runstream
+from backendai_mgr.cli.client import Client, Target, find_target, open_client
+from backendai_mgr.cli.errors import ApiError, Away, CliError, told
+from backendai_mgr.cli.runstream import RunEnd, follow_run
 from backendai_mgr.wire.records import Record, to_json
 
 ENVIRON = {"BACKEND_ENDPOINT": "http://h:1/", "BACKEND_ACCESS_KEY": "k", "BACKEND_SECRET_KEY": "s"}
@@ -162,6 +170,131 @@ async def test_a_run_is_followed_without_loss_or_repetition(breaks: list[tuple[i
     assert [(record.offset, record.data) for record in shown] == [(r.offset, r.data) for r in records]
     assert len(runs.offsets) == len(breaks) + 1
     assert runs.offsets == sorted(runs.offsets)
+
+
+@asynccontextmanager
+async def streaming(serve: Callable[[WebSocketRequest], Awaitable[None]]) -> AsyncIterator[Client]:
+    """A client of a stream server."""
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(serve_websocket, serve, "127.0.0.1", 0, None)
+            target = Target(endpoint=f"http://127.0.0.1:{server.port}", access_key="k", secret_key="s")
+            async with open_client(target) as client:
+                yield client
+            nursery.cancel_scope.cancel()
+
+
+async def ignore(piece: Sequence[Record]) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def end_stream(websocket: WebSocketConnection) -> None:
+    end = {"finished": True, "state": "finished", "exit_code": 0, "reason": ""}
+    await websocket.send_message(json.dumps(end))
+
+
+async def test_patience_begins_when_a_stream_breaks_off_however_long_it_was_silent(monkeypatch) -> None:
+    monkeypatch.setattr(runstream, "PATIENCE", 1.0)
+    monkeypatch.setattr(runstream, "_WORKED", 1.5)
+    opened = 0
+
+    async def serve(request: WebSocketRequest) -> None:
+        nonlocal opened
+        opened += 1
+        if opened == 2:
+            await request.reject(503)
+            return
+        websocket = await request.accept()
+        if opened == 1:
+            await trio.sleep(2)  # the silence is what is tested
+            await websocket._stream.aclose()
+        else:
+            await end_stream(websocket)
+
+    async with streaming(serve) as client:
+        assert (await follow_run(client, "id", "run", ignore)).exit_code == 0
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+async def test_patience_with_a_stream_is_bounded(monkeypatch, status: int) -> None:
+    monkeypatch.setattr(runstream, "PATIENCE", 0.5)
+    tries = 0
+
+    async def serve(request: WebSocketRequest) -> None:
+        nonlocal tries
+        tries += 1
+        await request.reject(status, body=b'{"title": "Away."}')
+
+    async with streaming(serve) as client:
+        with pytest.raises(ApiError, match="Away"):
+            await follow_run(client, "id", "run", ignore)
+        assert client.contact.left() is None
+    assert tries > 2
+
+
+async def test_streams_that_open_and_close_at_once_are_given_up_too(monkeypatch) -> None:
+    monkeypatch.setattr(runstream, "PATIENCE", 0.5)
+
+    async def serve(request: WebSocketRequest) -> None:
+        await (await request.accept()).aclose(1011)
+
+    async with streaming(serve) as client:
+        with pytest.raises(Away):
+            await follow_run(client, "id", "run", ignore)
+
+
+async def test_a_stream_that_only_stays_silent_is_opened_again(monkeypatch) -> None:
+    monkeypatch.setattr(frames, "_QUIET", 0.2)
+    monkeypatch.setattr(frames, "_PONG", 0.5)
+    opened = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal opened
+        opened += 1
+        if opened == 2:
+            async with trio.open_nursery() as nursery:
+                request = await wrap_server_stream(nursery, stream)
+                websocket = await request.accept()
+                await trio.sleep(1.5)  # pongs are answered: a run may be silent
+                await end_stream(websocket)
+                nursery.cancel_scope.cancel()
+            return
+        async with trio.open_nursery() as nursery:
+            request = await wrap_server_stream(nursery, stream)
+            await request.accept()
+            nursery.cancel_scope.cancel()  # nobody answers pings any more, and the connection stays
+        await trio.sleep_forever()
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            (listener, *_) = await nursery.start(trio.serve_tcp, serve, 0)
+            port = listener.socket.getsockname()[1]
+            target = Target(endpoint=f"http://127.0.0.1:{port}", access_key="k", secret_key="s")
+            async with open_client(target) as client:
+                assert (await follow_run(client, "id", "run", ignore)).exit_code == 0
+            nursery.cancel_scope.cancel()
+    assert opened == 2
+
+
+async def test_patience_with_a_call_begins_when_its_answer_is_missed() -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+            if not answered.is_set():
+                answered.set()
+                await trio.sleep(1)  # longer than the patience
+            else:
+                await stream.send_all(answer(200, {"x": 1}))
+
+    answered = trio.Event()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            (listener, *_) = await nursery.start(trio.serve_tcp, serve, 0)
+            port = listener.socket.getsockname()[1]
+            target = Target(endpoint=f"http://127.0.0.1:{port}", access_key="k", secret_key="s")
+            async with open_client(target) as client:
+                assert await client.call("PUT", "/x", timeout=None, patience=0.5) == (200, {"x": 1})
+            nursery.cancel_scope.cancel()
 
 
 class Expected(Exception):

@@ -34,6 +34,7 @@ class FakeRun:
         self.records: list[Record] = []
         self.cursor = 0
         self.answers: list[str | None] = []
+        self.answered: set[tuple[int | None, str | None]] = set()
 
     def write(self, data: bytes, stream: str = "stdout") -> None:
         """The program prints one record."""
@@ -274,8 +275,11 @@ class FakeAgent:
         await self._called("answer_run")
         run = self._run(kernel_id, run_id)
         if run.status.prompt is None or offset not in (None, run.status.prompt.offset):
+            if (offset, text) in run.answered:
+                return run.status
             raise AgentRefusal("no-prompt", run_id)
         run.answers.append(text)
+        run.answered.add((run.status.prompt.offset, text))
         run._set(prompt=None, state=RunState.RUNNING)
         return run.status
 

@@ -325,6 +325,7 @@ class Lives(RuleBasedStateMachine):
         self.cancelled_in_queue: set[str] = set()
         self.ended: dict[str, dict[str, Any]] = {}
         self.interrupts = 0
+        self.answers: dict[tuple[str, int], str | None] = {}
         self.killed = False
         self.over = False
 
@@ -375,18 +376,27 @@ class Lives(RuleBasedStateMachine):
             assert effect.run is self.arbiter.current
             effect.run.prompt = {"offset": effect.run.number, "is_password": False}
 
-    @rule(name=st.integers(0, 12), offset=st.none() | st.integers(0, 15))
-    def answer(self, name: int, offset: int | None) -> None:
+    @rule(
+        name=st.integers(0, 12), offset=st.none() | st.integers(0, 15), text=st.sampled_from([None, "a", "b"])
+    )
+    def answer(self, name: int, offset: int | None, text: str | None) -> None:
         run = self.arbiter.find(f"r{name}")
         waits = None if run is None else run.prompt
+        fits = waits is not None and offset in (None, waits["offset"])
         try:
-            run, (effect,) = self.arbiter.answer(f"r{name}", offset, "text")
+            run, effects = self.arbiter.answer(f"r{name}", offset, text)
         except Refused:
-            assert waits is None or offset not in (None, waits["offset"])
+            assert not fits
+            assert self.answers.get((f"r{name}", offset), "none") != text
         else:
-            assert waits is not None, "an answer needs a prompt"
+            if not fits:
+                assert effects == [], "a prompt is answered once"
+                assert self.answers[f"r{name}", offset] == text
+                return
+            (effect,) = effects
             assert effect.run is run is self.arbiter.current
             assert run.prompt is None, "a prompt is answered once"
+            self.answers[f"r{name}", waits["offset"]] = text
 
     @rule(number=st.integers(0, 15), code=st.integers(0, 3), interrupted=st.booleans())
     def done(self, number: int, code: int, interrupted: bool) -> None:

@@ -106,6 +106,8 @@ def test_a_query_asks_and_one_answer_counts(shim: Shim, client: Client) -> None:
         client.ask("input", run_id="r", offset=offset, text="second")
     assert refused.value.code == "no-prompt"
     client.note("run", run_id="r", state="waiting-input")
+    again = client.ask("input", run_id="r", offset=offset, text="first")["run"]
+    assert again["state"] == "waiting-input", "an answer that comes again is not one to the next prompt"
     client.ask("input", run_id="r", text="third")
     assert client.ended("r")["exit_code"] == 0
     assert shim.output("r", "stdout") == "? first\nthird\n"
