@@ -31,6 +31,9 @@ class Listener(Protocol):
     def reads(self, command: int) -> None:
         """A command waits for input."""
 
+    def opened(self, command: int, fd: int) -> None:
+        """The program was started: our end of its terminal or pipe, which becomes the listener's to close."""
+
     def exited(self, status: int) -> None:
         """The interpreter has ended, with this wait status."""
 
@@ -113,6 +116,12 @@ class Conversation:
         self._send(self._guest.control, {"execute": self._numbers, "line": line, "stdin": stdin})
         return self._numbers
 
+    def open(self, line: str | None, *, terminal: bool) -> int:
+        """Start a program (None: a shell) on a terminal, or with a pipe for its output; return its number."""
+        self._numbers += 1
+        self._send(self._guest.control, {"open": self._numbers, "line": line, "terminal": terminal})
+        return self._numbers
+
     def answer(self, prompt: int, text: str | None) -> None:
         self._send(self._guest.interpreter, {"input": prompt, "text": text})
 
@@ -186,6 +195,8 @@ class Conversation:
                 self._release()
             case {"reads": int(command)}:
                 self._listener.reads(command)
+            case {"opened": int(command)} if (fd := self._guest.control.take_descriptor()) is not None:
+                self._listener.opened(command, fd)
 
     def _interpreter_says(self, message: dict[str, Any]) -> None:
         match message:

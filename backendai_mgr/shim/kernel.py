@@ -8,23 +8,27 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypedDict
+from typing import Any
 
 from backendai_mgr.shim import processes
-from backendai_mgr.shim.arbiter import (
+from backendai_mgr.shim.arbiter import Arbiter
+from backendai_mgr.shim.audience import Audience, Exit
+from backendai_mgr.shim.beside import Beside
+from backendai_mgr.shim.conversation import Conversation
+from backendai_mgr.shim.effects import (
     Answer,
-    Arbiter,
     Asked,
     Effect,
     Ended,
     Execute,
+    HangUp,
     Interrupt,
     Kill,
+    Open,
     Queued,
     Send,
     StepEnded,
 )
-from backendai_mgr.shim.conversation import Conversation
 from backendai_mgr.shim.failpoint import failpoint
 from backendai_mgr.shim.guest import INTERPRETER, Command, Guest, SpawnFailed, exit_code_of, spawn
 from backendai_mgr.shim.memory import OutOfMemory
@@ -38,21 +42,6 @@ START_LIMIT = 60.0  # seconds from spawning to the kernel's first word
 _SWEEP_EVERY = 0.02  # while a kernel is being killed, look for new processes this often
 _SWEEP_LIMIT = 10.0  # then it counts as ended, whatever the operating system still holds
 _LOST_CONTROL_LIMIT = 1.0  # from the end of a socket to the wait status
-
-
-class Exit(TypedDict):
-    """How a kernel ended: `exit_code` as a shell counts it, -N for signal N, None if it never ran."""
-
-    reason: str
-    exit_code: int | None
-
-
-class Audience(Protocol):
-    """Who is told of changes."""
-
-    def kernel_changed(self) -> None: ...
-    def run_changed(self, run: Run) -> None: ...
-    def log_grew(self, run: Run) -> None: ...
 
 
 class Kernel:
@@ -84,6 +73,7 @@ class Kernel:
         self._selector = selector
         self._store = store
         self._recorder = Recorder(store, log, self._grew)
+        self.beside = Beside(selector, store, self._grew)
         self._setup = setup
         self._memory = memory
         self._query_line = query_line
@@ -110,6 +100,7 @@ class Kernel:
         self._inside = Conversation(
             self._selector, guest, self, interpreted=interpreted, complete_limit=self._complete_limit
         )
+        self.beside.attach(self._inside)
         if self._setup is not None:
             self._inside.configure(*self._setup)
         self._timers["start"] = time.monotonic() + START_LIMIT
@@ -157,16 +148,18 @@ class Kernel:
 
     def next_deadline(self) -> float | None:
         """Return the monotonic time at which `tick` must be called, if there is one."""
-        parts = [part for part in (self.arbiter, self._recorder, self._inside) if part is not None]
-        times = [*(part.next_deadline() for part in parts), *self._timers.values()]
+        parts = (self.arbiter, self._recorder, self.beside, self._inside)
+        times = [part.next_deadline() for part in parts if part is not None]
+        times += self._timers.values()
         return min((at for at in times if at is not None), default=None)
 
     def tick(self) -> None:
         now = time.monotonic()
         self._recorder.tick(now)
+        self.beside.tick(now)
         if self._inside is not None:
             self._inside.tick(now)
-        self._apply(self.arbiter.tick(_instant()))
+        self._apply(self.arbiter.tick(Instant.now()))
         for name in [name for name, at in self._timers.items() if at <= now]:
             del self._timers[name]
             self._timer(name, now)
@@ -186,6 +179,7 @@ class Kernel:
     def _ended(self, how: Exit) -> None:
         self._timers.clear()
         self._recorder.close()
+        self.beside.close()
         if self._inside is not None:
             self._inside.close()
         if self._guest is not None:
@@ -194,7 +188,7 @@ class Kernel:
         self.arbiter.close(how["reason"])
         self.exit = how
         self.state = "ended"
-        self._apply(self.arbiter.kernel_ended(_instant()))
+        self._apply(self.arbiter.kernel_ended(Instant.now()))
         if self.audience is not None:
             self.audience.kernel_changed()
 
@@ -209,7 +203,7 @@ class Kernel:
             return False, known
         if order.mode == "query" and self._query_line == "":
             raise Refused("bad-request", "this image runs commands only (mode batch)")
-        now = _instant()
+        now = Instant.now()
         try:
             self._store.create(order, now.wall)
         except OSError as error:
@@ -229,7 +223,7 @@ class Kernel:
         """Interrupt a run (None: the one that runs).  Raises Refused: not-found."""
         if run_id is not None:
             self.find(run_id)
-        run, effects = self.arbiter.interrupt(run_id, _instant())
+        run, effects = self.arbiter.interrupt(run_id, Instant.now())
         self._apply(effects)
         return run
 
@@ -270,8 +264,13 @@ class Kernel:
                     self._tell(run)
                 case Answer(run, asked, text):
                     self._hand_in(run, asked, text)
-                case Interrupt():
-                    self._signal(self._command_number)
+                case Interrupt() if self._inside is not None:
+                    self._inside.signal(self._command_number, signal.SIGINT)
+                case Open(run, line):
+                    self.beside.open(run, line)
+                    self._handed(run)
+                case HangUp(run, force):
+                    self.beside.hang_up(run, force=force)
                 case Ended(run):
                     self._conclude(run)
                 case Kill(reason):
@@ -317,10 +316,6 @@ class Kernel:
             self._inside.feed(self._command_number, as_line(text))
         self._tell(run)
 
-    def _signal(self, command: int) -> None:
-        if self._inside is not None:
-            self._inside.signal(command, signal.SIGINT)
-
     def _conclude(self, run: Run) -> None:
         self._recorder.conclude(run, time.monotonic())
         failpoint("run.after_status")
@@ -344,7 +339,7 @@ class Kernel:
             self.state = "running"
             if self.audience is not None:
                 self.audience.kernel_changed()
-            self._apply(self.arbiter.ready(_instant()))
+            self._apply(self.arbiter.ready(Instant.now()))
 
     def began(self, number: int) -> None:
         self._apply(self.arbiter.began(number))
@@ -353,16 +348,23 @@ class Kernel:
         if self._executing(number):
             failpoint("run.after_output_drain")
             in_range = -(2**31) <= exit_code < 2**31
-            self._apply(self.arbiter.done(number, exit_code if in_range else 1, interrupted, _instant()))
+            self._apply(self.arbiter.done(number, exit_code if in_range else 1, interrupted, Instant.now()))
 
     def executed(self, command: int, status: int) -> None:
-        run = self.arbiter.current
-        if run is None or command != self._command_number or not self._executing(run.number):
+        if self._ending is not None:
             return
         code = os.waitstatus_to_exitcode(status)
         code = code if code >= 0 else 128 - code
         reason = "out-of-memory" if code and self._memory.happened() else ""
-        self._apply(self.arbiter.command_done(run.number, code, reason, _instant()))
+        if (beside := self.beside.ended(command)) is not None:
+            self._apply(self.arbiter.program_ended(beside, code, reason, Instant.now()))
+            return
+        run = self.arbiter.current
+        if run is not None and command == self._command_number and self._executing(run.number):
+            self._apply(self.arbiter.command_done(run.number, code, reason, Instant.now()))
+
+    def opened(self, command: int, fd: int) -> None:
+        self.beside.opened(command, fd)
 
     def asked(self, prompt: int, is_password: bool) -> None:
         if (run := self.arbiter.current) is not None and self._executing(run.number):
@@ -393,7 +395,3 @@ class Kernel:
             return False
         self._recorder.drain()
         return True
-
-
-def _instant() -> Instant:
-    return Instant(time.time(), time.monotonic())
