@@ -56,21 +56,21 @@ class RunService:
 
     async def put(self, caller: Caller, name: str, run_id: str, spec: RunSpec) -> tuple[LiveSession, Started]:
         """Start the run unless this id has started already; `RunConflict` when it did with another body."""
-        _check_new(run_id, "run_id")
+        check_new(run_id, "run_id")
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
-            return live, await self._link(live).start_run(live.kernel_id, run_id, _order(live, spec))
+        with told_by_agent(RUN_REFUSALS):
+            return live, await self._link(live).start_run(live.kernel_id, run_id, run_order(live, spec))
 
     async def get(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
         """The run as its shim tells it."""
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
+        with told_by_agent(RUN_REFUSALS):
             return live, await self._link(live).get_run(live.kernel_id, run_id)
 
     async def interrupt(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
         """Interrupt the run, or take it out of the queue; its status afterwards. An ended run stays so."""
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
+        with told_by_agent(RUN_REFUSALS):
             status = await self._link(live).interrupt_run(live.kernel_id, run_id)
         if status is None:
             raise NotFound("run")
@@ -79,7 +79,7 @@ class RunService:
     async def list(self, caller: Caller, name: str) -> tuple[LiveSession, Sequence[RunStatus]]:
         """The runs that the session's kernel remembers, newest first."""
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
+        with told_by_agent(RUN_REFUSALS):
             runs = await self._link(live).list_runs(live.kernel_id)
         return live, sorted(runs, key=lambda run: run.queued_at, reverse=True)
 
@@ -91,19 +91,19 @@ class RunService:
         `Conflict` when it does not ask for that (any more).
         """
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
+        with told_by_agent(RUN_REFUSALS):
             return live, await self._link(live).answer_run(live.kernel_id, run_id, offset=offset, text=text)
 
     async def complete(self, caller: Caller, reference: str, code: str, cursor: int) -> Sequence[str]:
         """Whole replacements of the word before ``cursor``, in characters of ``code``."""
         live = await self._directory.find(caller.access_key, reference, exact=False)
-        with told_by_agent(_REFUSALS):
+        with told_by_agent(RUN_REFUSALS):
             return await self._link(live).complete(live.kernel_id, code, cursor)
 
     async def interrupt_session(self, caller: Caller, reference: str) -> None:
         """Interrupt whatever runs in the session now."""
         live = await self._directory.find(caller.access_key, reference, exact=False)
-        with told_by_agent(_REFUSALS):
+        with told_by_agent(RUN_REFUSALS):
             await self._link(live).interrupt_run(live.kernel_id, None)
 
     async def output(
@@ -111,7 +111,7 @@ class RunService:
     ) -> Output:
         """Output from ``offset`` on; waits up to ``wait`` seconds for some, or for the run's end."""
         live = await self._directory.find(caller.access_key, name, exact=True)
-        with told_by_agent(_REFUSALS):
+        with told_by_agent(RUN_REFUSALS):
             return await self._link(live).read_output(
                 live.kernel_id, run_id, offset=offset, max_bytes=max_bytes, wait=wait
             )
@@ -125,10 +125,10 @@ class RunService:
         With ``start`` the run is started before, as `put` does, without waiting for the answer.
         """
         if start is not None:
-            _check_new(run_id, "run_id")
+            check_new(run_id, "run_id")
         live = await self._directory.find(caller.access_key, name, exact=True)
-        order = None if start is None else _order(live, start)
-        with told_by_agent(_REFUSALS):
+        order = None if start is None else run_order(live, start)
+        with told_by_agent(RUN_REFUSALS):
             async with self._link(live).stream(live.kernel_id, run_id, offset=offset, order=order) as items:
                 yield items
 
@@ -152,13 +152,13 @@ class RunService:
                 raise InvalidParameters("continuation requires explicit run ID", {"runId": "required"})
             run_id = uuid4().hex
         starts = mode in ("query", "batch")
-        (_check_new if starts else _check)(run_id, "runId")
+        (check_new if starts else _check)(run_id, "runId")
         live = await self._directory.find(caller.access_key, reference, exact=False)
-        with told_by_agent(_REFUSALS):
+        with told_by_agent(RUN_REFUSALS):
             link = self._link(live)
             if mode == "input":
                 await link.answer_run(live.kernel_id, run_id, offset=None, text=spec.code)
-            order = _order(live, spec) if starts else None
+            order = run_order(live, spec) if starts else None
             piece = await link.poll_run(live.kernel_id, run_id, wait=flush, max_bytes=POLL_BYTES, order=order)
         return self._fold(live, run_id, piece)
 
@@ -186,7 +186,7 @@ class RunService:
         )
 
 
-def _order(live: LiveSession, spec: RunSpec) -> RunOrder:
+def run_order(live: LiveSession, spec: RunSpec) -> RunOrder:
     return RunOrder.of(live.incarnation, spec)
 
 
@@ -195,7 +195,7 @@ def _check(run_id: str, name: str) -> None:
         raise invalid(name, "1 to 64 letters, digits, dots, underscores and dashes")
 
 
-def _check_new(run_id: str, name: str) -> None:
+def check_new(run_id: str, name: str) -> None:
     """A run of this id may be started; else `InvalidParameters` with the parameter's *name*."""
     _check(run_id, name)
     if run_id == RESERVED_RUN:
@@ -228,11 +228,13 @@ def legacy_outcome(run: RunStatus) -> tuple[str, int | None]:
             return "finished", 130
 
 
-_REFUSALS: Refusals = {
+RUN_REFUSALS: Refusals = {
     "stale-incarnation": lambda message: Unavailable("The session is being restarted.", retry_after=1),
     "no-such-run": lambda message: NotFound("run"),
     "run-conflict": lambda message: RunConflict("This run id was used with another request body."),
     "no-prompt": lambda message: Conflict("The run does not ask for this input (any more)."),
+    "no-terminal": lambda message: Conflict("The run has no terminal (any more)."),
+    "too-many": lambda message: Conflict("The session has as many of this kind open as it may."),
     "no-room": lambda message: NoRoom("There is no room to record the run."),
     "queue-full": lambda message: Conflict("Too many runs wait in this session."),
     "bad-request": lambda message: InvalidParameters("The agent refused the request.", {"run": message}),

@@ -9,6 +9,9 @@ import attrs
 
 from ..domain.status import RUN_ENDED, RunState
 
+#: Modes of runs that go on beside the others, until they end or are interrupted.
+BESIDE = frozenset({"terminal", "service"})
+
 RefusalCode = Literal[
     "no-such-kernel",
     "kernel-silent",
@@ -21,6 +24,8 @@ RefusalCode = Literal[
     "bad-request",
     "offset-past-end",
     "no-prompt",
+    "no-terminal",
+    "too-many",
     "no-room",
     "create-failed",
     "no-such-file",
@@ -79,10 +84,11 @@ class RunSpec:
 
     A query runs ``code``. A batch run executes the command lines ``clean``, ``build`` and ``exec``: None
     skips a step, ``*`` is what the image does there. ``stdin`` is all the input that the run will get;
-    without it the run may ask.
+    without it the run may ask. A terminal is a shell, or ``exec``, on a terminal of its own; a service is
+    ``exec``. Both run beside the others and have no ``timeout``.
     """
 
-    mode: Literal["query", "batch"] = "query"
+    mode: Literal["query", "batch", "terminal", "service"] = "query"
     code: str = ""
     timeout: float | None = None
     clean: str | None = None
