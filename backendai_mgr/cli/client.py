@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,11 @@ class Frames:
         except trio_websocket.ConnectionClosed:
             return None
         return frame
+
+    async def send(self, frame: Mapping[str, Any]) -> None:
+        """Send a frame; it is lost when the connection is, as `receive` will tell."""
+        with suppress(trio_websocket.ConnectionClosed):
+            await self._websocket.send_message(json.dumps(frame))
 
 
 @attrs.define

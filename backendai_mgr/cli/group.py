@@ -18,6 +18,7 @@ _COMMANDS = {
     "up": _Entry("up", "Run the whole system here: database, manager and agent."),
     "run": _Entry("run", "Run code in a session and show its output as it comes."),
     "attach": _Entry("attach", "Follow what a session runs, and answer what it asks."),
+    "terminal": _Entry("terminal", "Open a shell in a session, or come back to it."),
     "ps": _Entry("sessions", "List your sessions."),
     "rm": _Entry("sessions", "End sessions."),
     "restart": _Entry("sessions", "Start a session anew, in its old folder."),
