@@ -10,7 +10,8 @@ import attrs
 from ..domain.status import RUN_ENDED, RunState
 
 #: Modes of runs that go on beside the others, until they end or are interrupted.
-BESIDE = frozenset({"terminal", "service"})
+TERMINAL, SERVICE = "terminal", "service"
+BESIDE = frozenset({TERMINAL, SERVICE})
 
 RefusalCode = Literal[
     "no-such-kernel",

@@ -9,7 +9,7 @@ from backendai_mgr.agent.registry import KernelRegistry
 from backendai_mgr.domain.status import RunState
 from backendai_mgr.wire.rpc import AgentRefusal, KernelSpec, RunOrder, RunSpec
 
-from .harness import PATIENCE, Site, destroy, ended, read_all, text
+from .harness import PATIENCE, Site, destroy, ended, read_all, run, text
 
 TERMINAL = RunSpec(mode="terminal")
 
@@ -53,8 +53,8 @@ async def test_a_shell_inside_of_the_kernel(site: Site, sandboxed: bool) -> None
             assert "/dev/pts/" in shown
             assert (site.scratch(spec) / "work" / "made").exists()
             await type_in(registry, spec, "exit 5\r")
-            _, run = await read_all(registry, spec.kernel_id, "t")
-            assert (run.state, run.exit_code, run.mode) == (RunState.FINISHED, 5, "terminal")
+            _, status = await read_all(registry, spec.kernel_id, "t")
+            assert (status.state, status.exit_code, status.mode) == (RunState.FINISHED, 5, "terminal")
             await destroy(registry, site, spec)
 
 
@@ -96,10 +96,12 @@ async def test_it_ends_with_its_kernel_and_its_output_stays(registry: KernelRegi
     await open_terminal(registry, spec)
     await type_in(registry, spec, "echo la''st\r")
     await shows(registry, spec, "last")
+    await run(registry, spec, "q", "print('printed')")
+    assert (await registry.files(spec.kernel_id).log(None, 1 << 20)).data == b"printed\n"
     await registry.destroy_kernel(spec.kernel_id, 1, "user-requested")
     await ended(registry, spec.kernel_id)
-    records, run = await read_all(registry, spec.kernel_id, "t")
-    assert (run.state, run.reason) == (RunState.LOST, "user-requested")
+    records, status = await read_all(registry, spec.kernel_id, "t")
+    assert (status.state, status.reason) == (RunState.LOST, "user-requested")
     assert "last" in text(records)
     for call in (
         partial(type_in, registry, spec, "x"),

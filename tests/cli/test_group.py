@@ -21,7 +21,7 @@ def test_the_first_page_names_the_commands_for_people() -> None:
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
     assert listed == [
-        *("up", "run", "attach", "ps", "rm", "restart", "why", "cp", "logs"),
+        *("up", "run", "attach", "terminal", "ps", "rm", "restart", "why", "cp", "logs"),
         *("start-server", "agent", "config", "schema", "join-token", "fixture"),
     ]
 
@@ -31,6 +31,7 @@ def test_the_first_page_names_the_commands_for_people() -> None:
     [
         "up",
         "run",
+        "terminal",
         "ps",
         "rm",
         "restart",
