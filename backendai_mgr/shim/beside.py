@@ -41,6 +41,8 @@ class Starter(Protocol):
 
     def signal(self, command: int, number: int) -> None: ...
 
+    def socket(self, port: int, answer: Callable[[int | None], None]) -> None: ...
+
 
 class _Request(NamedTuple):
     """To type something, when there is room; is answered in vain at `until`."""
@@ -142,6 +144,14 @@ class Beside:
         program = self._terminal(run)
         program.size = rows, columns
         self._apply_size(program)
+
+    def socket(self, port: int, answer: Callable[[int | None], None]) -> None:
+        """Have a socket made in the kernel's network; `answer` gets it, to close it, or None if nobody
+        listens at the port there."""
+        if self._starter is None:
+            answer(None)
+        else:
+            self._starter.socket(port, answer)
 
     # -- what the guest tells
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import socket
 from typing import Any, Protocol
@@ -47,6 +48,22 @@ class Client:
             self._flush()
         if len(self._pending) > MAX_PENDING:
             self.drop()
+
+    def hand_out(self, message: dict[str, Any], fd: int) -> None:
+        """Send with a descriptor, which is closed here.  For connections on which nothing else is pending."""
+        try:
+            if self._open and not self._pending:
+                data = encode(message)
+                sent = socket.send_fds(self._connection, [data], [fd])
+                self._pending += data[sent:]
+                if self._pending:
+                    self._flush()
+            else:
+                self.drop()
+        except OSError:
+            self.drop()
+        finally:
+            os.close(fd)
 
     def drop(self) -> None:
         if self._open:

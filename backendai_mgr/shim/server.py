@@ -66,6 +66,7 @@ class Server:
             "input": self._input,
             "type": self._type,
             "resize": self._resize,
+            "socket": self._socket,
             "complete": self._complete,
             "assign": self._assign,
             "watch": self._watch,
@@ -222,6 +223,23 @@ class Server:
             raise Refused("bad-request", f"rows and columns must be from 1 to {MAX_SIDE}")
         self._kernel.beside.resize(self._kernel.find(_run_id(request)), rows, columns)
         return {}
+
+    def _socket(self, client: Client, request: dict[str, Any]) -> None:
+        """Answered with a TCP socket of the kernel's network, not connected, as a descriptor.
+
+        It is asked for on a connection of its own.  Refused: not-found, if nobody listens at the port.
+        """
+        number, port = request["id"], _natural(request, "port")
+
+        def answer(made: int | None) -> None:
+            if made is None:
+                error = {"code": "not-found", "message": "nobody listens there"}
+                client.send({"id": number, "error": error})
+            else:
+                client.hand_out({"id": number, "ok": {}}, made)
+
+        self._kernel.last_active = time.time()
+        self._kernel.beside.socket(port, answer)
 
     def _complete(self, client: Client, request: dict[str, Any]) -> None:
         code, number = request.get("code"), request["id"]

@@ -163,6 +163,38 @@ class ResizeTerminal(Call):
 
 
 @attrs.frozen(kw_only=True)
+class StartService(Call):
+    """-> `ServiceStarted`, when the service listens. ``arguments`` and ``envs`` only as its image allows.
+
+    Refused: no-such-service, no-such-port, service-failed, bad-request.
+    """
+
+    method: ClassVar[str] = "start_service"
+    kernel_id: UUID
+    service: str
+    port: int | None = None
+    arguments: dict[str, list[str]] = attrs.Factory(dict)
+    envs: dict[str, str] = attrs.Factory(dict)
+
+    @property
+    def timeout(self) -> float:
+        return 60.0
+
+
+@attrs.frozen(kw_only=True)
+class ShutdownService(Call):
+    """-> None, also for one that does not run. Refused: no-such-service."""
+
+    method: ClassVar[str] = "shutdown_service"
+    kernel_id: UUID
+    service: str
+
+    @property
+    def timeout(self) -> float:
+        return 30.0
+
+
+@attrs.frozen(kw_only=True)
 class Complete(Call):
     """-> ``[str, …]``: whole replacements of the word before ``cursor`` (in characters of ``code``)."""
 
@@ -289,12 +321,21 @@ class Created:
     kernel: KernelReport
 
 
+@attrs.frozen(kw_only=True)
+class ServiceStarted:
+    """The answer to `StartService`: the port inside at which it can be reached, and whether it ran before."""
+
+    port: int
+    was_running: bool
+
+
 #: Every call by its method.
 CALLS: Mapping[str, type[Call]] = {
     call.method: call
     for call in (
         CreateKernel, DestroyKernel, MakeReport,
         StartRun, GetRun, ListRuns, InterruptRun, AnswerRun, Complete, TypeInput, ResizeTerminal,
+        StartService, ShutdownService,
         ReadOutput, PollRun,
         ListFiles, ReadFile, WriteFile, ArchiveFile, ReadLog,
     )

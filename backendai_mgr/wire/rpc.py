@@ -26,6 +26,9 @@ RefusalCode = Literal[
     "offset-past-end",
     "no-prompt",
     "no-terminal",
+    "no-such-service",
+    "no-such-port",
+    "service-failed",
     "too-many",
     "no-room",
     "create-failed",
@@ -65,7 +68,10 @@ class AgentUnreachable(Exception):
 
 @attrs.frozen(kw_only=True)
 class KernelSpec:
-    """What an agent needs to start a kernel. Slot amounts are decimal text; ``environ`` is the user's."""
+    """What an agent needs to start a kernel. Slot amounts are decimal text; ``environ`` is the user's.
+
+    ``host_ports`` is the agent's own note: the ports inside, as text, and the public numbers that they have.
+    """
 
     kernel_id: UUID
     session_id: UUID
@@ -77,6 +83,8 @@ class KernelSpec:
     slots: dict[str, str]
     environ: dict[str, str] = attrs.Factory(dict)
     bootstrap_script: str | None = None
+    preopen_ports: list[int] = attrs.Factory(list)
+    host_ports: dict[str, int] = attrs.Factory(dict)
 
 
 @attrs.frozen(kw_only=True)

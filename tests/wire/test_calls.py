@@ -36,6 +36,8 @@ CALLS = [
     (calls.AnswerRun(kernel_id=KERNEL, run_id="r", offset=None, text="yes"), 15),
     (calls.TypeInput(kernel_id=KERNEL, run_id="r", writer="w", offset=7, data=b"ls\xff"), 15),
     (calls.ResizeTerminal(kernel_id=KERNEL, run_id="r", rows=24, columns=80), 15),
+    (calls.StartService(kernel_id=KERNEL, service="http", port=8000, envs={"A": "b"}), 60),
+    (calls.ShutdownService(kernel_id=KERNEL, service="http"), 30),
     (calls.Complete(kernel_id=KERNEL, code="pri", cursor=3), 15),
     (calls.ReadOutput(kernel_id=KERNEL, run_id="r", offset=7, max_bytes=10, wait=5.5), 20.5),
     (calls.PollRun(kernel_id=KERNEL, run_id="r", wait=2, max_bytes=10), 17),

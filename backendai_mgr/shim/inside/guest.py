@@ -11,15 +11,16 @@ length (4 bytes, big endian) and a JSON object.  It receives
     {"execute": number, "line": text, "stdin": text | null}     a command line; stdin null: it can be fed
     {"open": number, "line": text | null, "terminal": bool}     a command line, or a shell, on a terminal of
                                                 its own or with a pipe for all that it prints
+    {"socket": number, "port": port}            of TCP, not connected, if somebody listens at that port here
     {"feed": number, "text": text | null}       to its standard input; null ends that
     {"signal": number, "to": number, "alone": bool}     to its process group, or to the leader of that alone;
                                                 0 is the interpreter
 
 and sends ``{"ready": true}`` (unless there is an interpreter, which says so itself), ``{"reads": number}``
 when a command waits for input, ``{"opened": number}`` with the other end of a program's terminal or pipe as
-a descriptor, and ``{"exited": number, "status": wait status}`` for commands and, as number
-0, for the interpreter; ``{"signalled": number}`` answers each signal.  End of file ends it, and with it,
-where it is process 1, everything in the sandbox.
+a descriptor, ``{"socket": number}`` with the socket as one (or ``"failed": text`` instead), and ``{"exited":
+number, "status": wait status}`` for commands and, as number 0, for the interpreter; ``{"signalled": number}``
+answers each signal.  End of file ends it, and with it, where it is process 1, everything in the sandbox.
 
 Any Python from 3.6 on runs this file; it needs the standard library only.
 """
@@ -48,6 +49,7 @@ ROWS, COLUMNS = 24, 80  # until somebody says otherwise
 LOOK_SECONDS = 0.1  # between two looks whether a command waits for input
 MOST_UNFED = 1024 * 1024  # bytes that wait for a command to read them; what is more is dropped
 _READ_CALL = {"x86_64": 0, "aarch64": 63}.get(os.uname().machine)  # number of read(2)
+_LISTENS = "0A"  # a state in the kernel's tables of sockets
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -209,6 +211,8 @@ class Guest:
             self._execute(message["execute"], message["line"], message["stdin"])
         elif "open" in message:
             self._open(message["open"], message["line"], message["terminal"])
+        elif "socket" in message:
+            self._make_socket(message["socket"], message["port"])
         elif "feed" in message:
             for command in self._commands.values():
                 if command.number == message["feed"]:
@@ -270,6 +274,22 @@ class Guest:
             os.write(2, ("cannot execute: %s\n" % error).encode())
         finally:
             os._exit(126)
+
+    def _make_socket(self, number: int, port: int) -> None:
+        """A socket belongs to the network that it was made in: so others reach what listens here."""
+        import _socket
+
+        family = _listening(port)
+        if family is None:
+            self.send(socket=number, failed="nobody listens there")
+            return
+        try:
+            made = _socket.socket(getattr(_socket, family), _socket.SOCK_STREAM)
+        except OSError as error:  # no descriptor is left
+            self.send(socket=number, failed=error.strerror)
+            return
+        self.hand_out(made.fileno(), socket=number)
+        made.close()
 
     def _open(self, number: int, line: "Optional[str]", terminal: bool) -> None:
         """Start a program beside the others."""
@@ -365,6 +385,20 @@ class Guest:
                 if command is not None and not command.unfed:
                     command.waits = True
                     self.send(reads=command.number)
+
+
+def _listening(port: int) -> "Optional[str]":
+    """The family of addresses at which somebody listens; to connect there would be noticed."""
+    for path, family in (("/proc/net/tcp", "AF_INET"), ("/proc/net/tcp6", "AF_INET6")):
+        try:
+            with open(path) as table:
+                for line in table:
+                    words = line.split()
+                    if words[3:4] == [_LISTENS] and int(words[1].rpartition(":")[2], 16) == port:
+                        return family
+        except OSError:
+            pass
+    return None
 
 
 def _inode_read_from(pid: str) -> "Optional[int]":
