@@ -81,6 +81,13 @@ class Handler(Protocol):
     ) -> RunStatus:
         """Answer the prompt at ``offset`` (None: whichever waits); ``text`` None is the end of all input."""
 
+    async def type_input(
+        self, kernel_id: UUID, run_id: str, writer: str, offset: int | None, data: bytes
+    ) -> int:
+        """Type into a terminal; how many bytes it has taken from this writer. May take a few seconds."""
+
+    async def resize_terminal(self, kernel_id: UUID, run_id: str, rows: int, columns: int) -> None: ...
+
     async def complete(self, kernel_id: UUID, code: str, cursor: int) -> Sequence[str]:
         """How the word before ``cursor`` may go on; nothing while the interpreter is busy."""
 

@@ -1,4 +1,7 @@
-"""A kernel's log, read from its end backwards: its runs' output, before that what it wrote by itself."""
+"""A kernel's log, read from its end backwards: its runs' output, before that what it wrote by itself.
+
+Screens of terminals are no part of it: they are made for terminals, and repeat what people typed.
+"""
 
 import os
 from collections.abc import Sequence
@@ -6,7 +9,7 @@ from pathlib import Path
 
 from ..shim.runlog import RunLogReader
 from ..wire.files import LogPiece, LogPlace
-from ..wire.rpc import RunStatus
+from ..wire.rpc import TERMINAL, RunStatus
 from .scratch import Scratch
 
 #: Streams that are text for people.
@@ -24,7 +27,7 @@ def read_log(
     texts: list[bytes] = []
     room = max_bytes
     reached = before is None
-    for run in sorted(runs, key=_age, reverse=True):
+    for run in sorted((run for run in runs if run.mode != TERMINAL), key=_age, reverse=True):
         end = run.end_offset
         if before is not None and run.run_id == before.run_id:
             reached, end = True, min(end, before.offset)

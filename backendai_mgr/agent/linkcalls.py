@@ -15,7 +15,7 @@ from .linkreports import Fence, Send
 
 log = logging.getLogger(__name__)
 
-#: Calls under way at once. Those that mostly wait for output are counted apart, lest they keep others out.
+#: Calls under way at once. Those that mostly wait for a program are counted apart, lest they keep others out.
 MAX_CALLS = 256
 MAX_READS = 1024
 
@@ -107,6 +107,12 @@ class Calls:
                 return await handler.abandon_run(call.kernel_id, call.run_id, call.after)
             case calls.AnswerRun():
                 return await handler.answer_run(call.kernel_id, call.run_id, call.offset, call.text)
+            case calls.TypeInput():
+                return await handler.type_input(
+                    call.kernel_id, call.run_id, call.writer, call.offset, call.data
+                )
+            case calls.ResizeTerminal():
+                return await handler.resize_terminal(call.kernel_id, call.run_id, call.rows, call.columns)
             case calls.Complete():
                 return list(await handler.complete(call.kernel_id, call.code, call.cursor))
             case calls.ReadOutput():
@@ -159,7 +165,7 @@ class _UnknownMethod(Exception):
     pass
 
 
-_READS = frozenset({calls.ReadOutput.method, calls.PollRun.method})
+_READS = frozenset({calls.ReadOutput.method, calls.PollRun.method, calls.TypeInput.method})
 
 
 def _structured(request: Message) -> calls.Call:

@@ -21,7 +21,17 @@ from ..domain.slots import Slots
 from ..runtime.supervise import supervise
 from ..shim.failpoint import failpoint
 from ..wire.reports import KernelReport, Report
-from ..wire.rpc import MAX_RUNS, AgentRefusal, KernelSpec, RunOrder, RunPlace, RunStatus, Started, page_of
+from ..wire.rpc import (
+    BESIDE,
+    MAX_RUNS,
+    AgentRefusal,
+    KernelSpec,
+    RunOrder,
+    RunPlace,
+    RunStatus,
+    Started,
+    page_of,
+)
 from . import capacity
 from .archive import Archive
 from .backends.interface import Backend, Shim
@@ -254,7 +264,7 @@ class KernelRegistry:
             raise AgentRefusal("bad-request", "a run id is 1 to 64 letters, digits and . _ -")
         kernel = self._kernel_here(kernel_id)
         spec = order.spec
-        if not spec.timeout and self._run_timeout:
+        if not spec.timeout and self._run_timeout and spec.mode not in BESIDE:
             spec = attrs.evolve(spec, timeout=self._run_timeout)
         if spec.mode == "batch":
             spec = self._backend.lines(kernel.spec, spec)
@@ -281,6 +291,14 @@ class KernelRegistry:
         self, kernel_id: UUID, run_id: str, offset: int | None, text: str | None
     ) -> RunStatus:
         return await self._runs(kernel_id).answer(run_id, offset, text)
+
+    async def type_input(
+        self, kernel_id: UUID, run_id: str, writer: str, offset: int | None, data: bytes
+    ) -> int:
+        return await self._runs(kernel_id).type(run_id, writer, offset, data)
+
+    async def resize_terminal(self, kernel_id: UUID, run_id: str, rows: int, columns: int) -> None:
+        await self._runs(kernel_id).resize(run_id, rows, columns)
 
     async def complete(self, kernel_id: UUID, code: str, cursor: int) -> Sequence[str]:
         return await self._runs(kernel_id).complete(code, cursor)

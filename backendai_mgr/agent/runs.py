@@ -1,5 +1,6 @@
 """The runs of one kernel: asked from its shim as long as that lives, read from the disk afterwards."""
 
+from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,8 @@ _CODES = {
     "queue-full": "queue-full",
     "kernel-ended": "kernel-ended",
     "no-prompt": "no-prompt",
+    "no-terminal": "no-terminal",
+    "too-many": "too-many",
     "no-room": "no-room",
     "not-ended": "not-ended",
 }
@@ -185,6 +188,22 @@ class KernelRuns:
             self._past_status(answer, run_id)
             raise AgentRefusal("no-prompt", "the run has ended")
         return wire.structure(answer["run"], RunStatus)
+
+    async def type(self, run_id: str, writer: str, offset: int | None, data: bytes) -> int:
+        """Type into a terminal; how many bytes of this writer it has taken in all."""
+        text = b64encode(data).decode()
+        answer = await self._ask("type", run_id=run_id, writer=writer, offset=offset, data=text)
+        if isinstance(answer, PastRuns):
+            self._past_status(answer, run_id)
+            raise AgentRefusal("no-terminal", "the session has ended")
+        return int(answer["taken"])
+
+    async def resize(self, run_id: str, rows: int, columns: int) -> None:
+        """Give a terminal another size."""
+        answer = await self._ask("resize", run_id=run_id, rows=rows, columns=columns)
+        if isinstance(answer, PastRuns):
+            self._past_status(answer, run_id)
+            raise AgentRefusal("no-terminal", "the session has ended")
 
     async def complete(self, code: str, cursor: int) -> Sequence[str]:
         """How the word before *cursor* (in characters) may go on; nothing while the interpreter is busy."""

@@ -201,6 +201,17 @@ class Link:
         call = calls.AnswerRun(kernel_id=kernel_id, run_id=run_id, offset=offset, text=text)
         return _as(RunStatus, await self._call(call))
 
+    async def type_input(
+        self, kernel_id: KernelId, run_id: str, *, writer: str, offset: int | None, data: bytes
+    ) -> int:
+        """Type into a terminal; how many bytes it has taken from this writer in all."""
+        call = calls.TypeInput(kernel_id=kernel_id, run_id=run_id, writer=writer, offset=offset, data=data)
+        return _as(int, await self._call(call))
+
+    async def resize_terminal(self, kernel_id: KernelId, run_id: str, *, rows: int, columns: int) -> None:
+        """Give a terminal another size."""
+        await self._call(calls.ResizeTerminal(kernel_id=kernel_id, run_id=run_id, rows=rows, columns=columns))
+
     async def complete(self, kernel_id: KernelId, code: str, cursor: int) -> Sequence[str]:
         """Whole replacements of the word before ``cursor``, in characters of ``code``."""
         call = calls.Complete(kernel_id=kernel_id, code=code, cursor=cursor)

@@ -24,6 +24,7 @@ from . import (
     run_stream,
     runs,
     sessions,
+    terminals,
 )
 from .auth import check_version
 from .context import EXTENSION, ApiServices, Installed, current_message
@@ -48,6 +49,7 @@ BLUEPRINTS = (
     files.blueprint,
     legacy_files.blueprint,
     legacy_stream.blueprint,
+    terminals.blueprint,
     operations.blueprint,
     agents.blueprint,
 )

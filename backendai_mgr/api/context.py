@@ -17,6 +17,7 @@ from ..services.health import Health
 from ..services.joining import JoinService
 from ..services.runs import RunService
 from ..services.sessions import SessionService
+from ..services.terminals import TerminalService
 from .limits import Limits
 from .metrics import Metrics
 
@@ -38,6 +39,7 @@ class ApiServices:
     keys: KeyCache
     sessions: SessionService
     runs: RunService
+    terminals: TerminalService
     files: FileService
     joining: JoinService
     health: Health

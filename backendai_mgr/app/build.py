@@ -31,6 +31,7 @@ from ..services.runs import RunService
 from ..services.scheduler import Scheduler
 from ..services.sessions import SessionService
 from ..services.starting import Starter
+from ..services.terminals import TerminalService
 from .config import EXAMPLE_KEYS, ManagerConfig
 
 
@@ -96,6 +97,7 @@ def build(
             keys=keys,
             sessions=SessionService(sessions, keys, hub, architecture=platform.machine(), now=now),
             runs=RunService(directory, links),
+            terminals=TerminalService(directory, links),
             files=FileService(directory, sessions, keys, links),
             joining=JoinService(
                 PgJoining(database), cluster_id=config.cluster_id, public_key=public_key, now=now

@@ -42,6 +42,11 @@ class Frames:
         frame: Mapping[str, Any] = json.loads(message)
         return frame
 
+    async def send(self, frame: Mapping[str, Any]) -> None:
+        """Send a frame; it is lost when the connection is, as `receive` will tell."""
+        with suppress(trio_websocket.ConnectionClosed):
+            await self._websocket.send_message(json.dumps(frame))
+
     async def _message(self) -> str | bytes | None:
         """None: a ping was not answered."""
         while True:

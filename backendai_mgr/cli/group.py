@@ -20,6 +20,7 @@ _COMMANDS = {
     "attach": _Entry("attach", "Follow what a session runs, and answer what it asks."),
     "runs": _Entry("runs", "List what a session has run, and remove what has ended."),
     "output": _Entry("runs", "Write what a run has written, as it was."),
+    "terminal": _Entry("terminal", "Open a shell in a session, or come back to it."),
     "ps": _Entry("sessions", "List your sessions."),
     "rm": _Entry("sessions", "End sessions."),
     "restart": _Entry("sessions", "Start a session anew, in its old folder."),

@@ -61,6 +61,13 @@ class AgentLink(Protocol):
     ) -> RunStatus:
         """Answer the prompt at ``offset`` (None: whichever waits); ``text`` None is the end of all input."""
 
+    async def type_input(
+        self, kernel_id: KernelId, run_id: str, *, writer: str, offset: int | None, data: bytes
+    ) -> int:
+        """Type (at most 64 KiB) into a terminal; how many bytes it has taken from this writer in all."""
+
+    async def resize_terminal(self, kernel_id: KernelId, run_id: str, *, rows: int, columns: int) -> None: ...
+
     async def complete(self, kernel_id: KernelId, code: str, cursor: int) -> Sequence[str]:
         """Whole replacements of the word before ``cursor``, in characters of ``code``."""
 

@@ -61,7 +61,7 @@ class RunService:
 
     async def put(self, caller: Caller, name: str, run_id: str, spec: RunSpec) -> tuple[LiveSession, Started]:
         """Start the run unless this id has started already; `RunConflict` when it did with another body."""
-        _check_new(run_id, "run_id")
+        check_new(run_id, "run_id")
         try:
             live = await self._directory.find(caller.access_key, name, exact=True)
         except (NotFound, Conflict):  # a client that asks again for what it has had begun finds it
@@ -71,7 +71,7 @@ class RunService:
                     return live, Started(created=False, run=run)
             raise
         with _told(live):
-            started = await self._link(live).start_run(live.kernel_id, run_id, _order(live, spec))
+            started = await self._link(live).start_run(live.kernel_id, run_id, run_order(live, spec))
         failpoint("put.after_start")
         return live, started
 
@@ -155,9 +155,9 @@ class RunService:
         With ``start`` the run is started before, as `put` does, without waiting for the answer.
         """
         if start is not None:
-            _check_new(run_id, "run_id")
+            check_new(run_id, "run_id")
         live = await self._directory.find_placed(caller.access_key, name)
-        order = None if start is None else _order(live, start)
+        order = None if start is None else run_order(live, start)
         with _told(live):
             async with self._link(live).stream(live.kernel_id, run_id, offset=offset, order=order) as items:
                 yield items
@@ -182,13 +182,13 @@ class RunService:
                 raise InvalidParameters("continuation requires explicit run ID", {"runId": "required"})
             run_id = uuid4().hex
         starts = mode in ("query", "batch")
-        (_check_new if starts else _check)(run_id, "runId")
+        (check_new if starts else _check)(run_id, "runId")
         live = await self._directory.find(caller.access_key, reference, exact=False)
         with _told(live):
             link = self._link(live)
             if mode == "input":
                 await link.answer_run(live.kernel_id, run_id, offset=None, text=spec.code)
-            order = _order(live, spec) if starts else None
+            order = run_order(live, spec) if starts else None
             piece = await link.poll_run(live.kernel_id, run_id, wait=flush, max_bytes=POLL_BYTES, order=order)
         return self._fold(live, run_id, piece)
 
@@ -216,13 +216,13 @@ class RunService:
         )
 
 
-def _order(live: LiveSession, spec: RunSpec) -> RunOrder:
+def run_order(live: LiveSession, spec: RunSpec) -> RunOrder:
     return RunOrder.of(live.incarnation, spec)
 
 
 def _told(live: LiveSession) -> AbstractContextManager[None]:
     """Turn what the agent says about the session's runs into refusals."""
-    return told_by_agent({**_REFUSALS, **_GONE} if live.status in DEAD else _REFUSALS)
+    return told_by_agent({**RUN_REFUSALS, **_GONE} if live.status in DEAD else RUN_REFUSALS)
 
 
 def _cursor(run: RunStatus) -> str:
@@ -246,7 +246,7 @@ def _check(run_id: str, name: str) -> None:
         raise invalid(name, "1 to 64 letters, digits, dots, underscores and dashes")
 
 
-def _check_new(run_id: str, name: str) -> None:
+def check_new(run_id: str, name: str) -> None:
     """A run of this id may be started; else `InvalidParameters` with the parameter's *name*."""
     _check(run_id, name)
     if run_id == RESERVED_RUN:
@@ -279,11 +279,13 @@ def legacy_outcome(run: RunStatus) -> tuple[str, int | None]:
             return "finished", 130
 
 
-_REFUSALS: Refusals = {
+RUN_REFUSALS: Refusals = {
     "stale-incarnation": lambda message: Unavailable("The session is being restarted.", retry_after=1),
     "no-such-run": lambda message: NotFound("run"),
     "run-conflict": lambda message: RunConflict("This run id was used with another request body."),
     "no-prompt": lambda message: Conflict("The run does not ask for this input (any more)."),
+    "no-terminal": lambda message: Conflict("The run has no terminal (any more)."),
+    "too-many": lambda message: Conflict("The session has as many of this kind open as it may."),
     "no-room": lambda message: NoRoom("There is no room to record the run."),
     "queue-full": lambda message: Conflict("Too many runs wait in this session."),
     "bad-request": lambda message: InvalidParameters("The agent refused the request.", {"run": message}),

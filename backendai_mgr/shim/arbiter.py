@@ -6,86 +6,40 @@ clock (for deadlines), both in seconds.
 
 States: queued, running, waiting-input -> finished, timeout, cancelled, lost (`run.TRANSITIONS`).  A run is
 handed over at most once, one at a time, in the order of arrival; an ended run never changes again.  A query
-goes to the interpreter (`Send`), a batch run is a sequence of command lines (`Execute`).
+goes to the interpreter (`Send`), a batch run is a sequence of command lines (`Execute`).  Terminals and
+services take no turn: they run beside the others (`Open`) until their program ends or is asked to (`HangUp`).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from backendai_mgr.shim.run import STEPS, Instant, Order, Refused, Run, RunState, RunStatus
+from backendai_mgr.shim.effects import (
+    Answer,
+    Asked,
+    Effect,
+    Ended,
+    Execute,
+    HangUp,
+    Interrupt,
+    Kill,
+    Open,
+    Queued,
+    Send,
+    StepEnded,
+)
+from backendai_mgr.shim.run import BESIDE, STEPS, Instant, Order, Refused, Run, RunState, RunStatus
 
 MAX_QUEUED = 64
 MAX_QUEUED_BYTES = 64 << 20  # code of all queued runs
 MAX_REMEMBERED = 1024  # ended runs kept in memory; older ones are found on disk
-GRACE = 5.0  # seconds from the interrupt at a run's limit to the end of its kernel
+MAX_BESIDE = 16  # terminals that are open at once, and services
+GRACE = (
+    5.0  # seconds from the interrupt at a run's limit to the end of its kernel; also from `HangUp` to force
+)
 INTERRUPTED = 130  # exit code
 NOT_RUN = 127  # exit code of a step whose build failed
-
-
-class Send(NamedTuple):
-    """Hand this run's code to the interpreter, then tell that it runs."""
-
-    run: Run
-
-
-class Execute(NamedTuple):
-    """Execute this command line as the present step of the run, then tell that it runs."""
-
-    run: Run
-    line: str
-
-
-class StepEnded(NamedTuple):
-    """Log that the step has ended, or was skipped, with this exit code."""
-
-    run: Run
-    step: str
-    exit_code: int
-
-
-class Asked(NamedTuple):
-    """Log the prompt, and note its offset in the run; then tell."""
-
-    run: Run
-    is_password: bool
-
-
-class Answer(NamedTuple):
-    """Hand this text (None: the end of all input) to whoever asked, then tell."""
-
-    run: Run
-    asked: int | None
-    text: str | None
-
-
-class Interrupt(NamedTuple):
-    """Send SIGINT to what executes this run."""
-
-    run: Run
-
-
-class Ended(NamedTuple):
-    """Write this run's status, then tell."""
-
-    run: Run
-
-
-class Kill(NamedTuple):
-    """End the kernel."""
-
-    reason: str
-
-
-class Queued(NamedTuple):
-    """Tell that this run waits."""
-
-    run: Run
-
-
-Effect = Send | Execute | StepEnded | Asked | Answer | Interrupt | Ended | Kill | Queued
 
 
 class Arbiter:
@@ -98,6 +52,7 @@ class Arbiter:
         self._numbers = 0
         self._queue: deque[Run] = deque()
         self._queued_bytes = 0
+        self._beside: dict[int, Run] = {}  # by number
         self._past: OrderedDict[str, Run] = OrderedDict()
         self.current: Run | None = None
         for status in sorted(past, key=lambda status: status["queued_at"])[-MAX_REMEMBERED:]:
@@ -109,7 +64,8 @@ class Arbiter:
         """Return the run if it is in memory; if not, the disk may know it."""
         if self.current is not None and self.current.run_id == run_id:
             return self.current
-        return self._past.get(run_id) or next((run for run in self._queue if run.run_id == run_id), None)
+        living = (*self._beside.values(), *self._queue)
+        return self._past.get(run_id) or next((run for run in living if run.run_id == run_id), None)
 
     def recall(self, status: RunStatus) -> Run:
         """Take an ended run that was found on disk back into memory."""
@@ -118,20 +74,24 @@ class Arbiter:
     def runs(self) -> list[Run]:
         """Return the runs in memory that were not deleted, oldest first."""
         current = [] if self.current is None else [self.current]
-        return [*(run for run in self._past.values() if not run.deleted), *current, *self._queue]
+        past = [run for run in self._past.values() if not run.deleted]
+        return [*past, *self._beside.values(), *current, *self._queue]
 
     def next_deadline(self) -> float | None:
         """Return the monotonic time at which `tick` must be called, if there is one."""
-        if self.current is None or self._end_reason is not None:
+        if self._end_reason is not None:
             return None
-        return self.current.kill_at if self.current.over_limit else self.current.limit_at
+        times = [run.kill_at for run in self._beside.values()]
+        if (run := self.current) is not None:
+            times.append(run.kill_at if run.over_limit else run.limit_at)
+        return min((at for at in times if at is not None), default=None)
 
     # -- requests
 
     def consider(self, order: Order) -> Run | None:
         """Return the known run that this order attaches to; None if it may be admitted.
 
-        Raises Refused: conflict, bad-incarnation, kernel-ended, queue-full.
+        Raises Refused: conflict, bad-incarnation, kernel-ended, queue-full, too-many.
         """
         run = self.find(order.run_id)
         if run is not None:
@@ -144,6 +104,10 @@ class Arbiter:
             raise Refused("bad-incarnation", f"this is incarnation {self.incarnation} of the kernel")
         if self._end_reason is not None:
             raise Refused("kernel-ended", self._end_reason)
+        if order.mode in BESIDE:
+            if sum(run.mode == order.mode for run in self._beside.values()) >= MAX_BESIDE:
+                raise Refused("too-many", f"{MAX_BESIDE} runs of mode {order.mode} are under way")
+            return None
         waiting = len(self._queue)
         if waiting >= MAX_QUEUED or (waiting and self._queued_bytes + order.size > MAX_QUEUED_BYTES):
             raise Refused("queue-full", f"{waiting} runs are waiting")
@@ -153,6 +117,10 @@ class Arbiter:
         """Accept an order that `consider` passed and whose meta file exists."""
         self._numbers += 1
         run = Run(order, self._numbers, now.wall)
+        if run.mode in BESIDE:
+            self._beside[run.number] = run
+            run.state, run.started_at, run.began = RunState.RUNNING, now.wall, True
+            return run, [Open(run, order.steps[0])]
         self._queue.append(run)
         self._queued_bytes += order.size
         return run, self._advance(now) or [Queued(run)]
@@ -170,6 +138,8 @@ class Arbiter:
             return run, [self._end(run, RunState.CANCELLED, INTERRUPTED, "interrupted", now)]
         if run.state.ended:
             return run, []
+        if run.number in self._beside:
+            return run, self._hang_up(run, now)
         run.interrupt_asked = True
         return run, [Interrupt(run)] if run.began else []
 
@@ -266,12 +236,35 @@ class Arbiter:
         ended = self._end(run, state, INTERRUPTED if interrupted else exit_code, reason, now)
         return [ended, *self._advance(now)]
 
+    def program_ended(self, run: Run, exit_code: int, reason: str, now: Instant) -> list[Effect]:
+        """The program of a run beside the others has ended.  All its output is logged."""
+        if self._beside.pop(run.number, None) is None:
+            return []
+        if run.interrupt_asked:
+            return [self._end(run, RunState.CANCELLED, INTERRUPTED, "interrupted", now)]
+        return [self._end(run, RunState.FINISHED, exit_code, reason, now)]
+
     # -- time and the end
 
     def tick(self, now: Instant) -> list[Effect]:
-        """Enforce the limit of the run: first an interrupt, after the grace the end of the kernel."""
-        run, due = self.current, self.next_deadline()
-        if run is None or due is None or now.mono < due:
+        """Enforce the limit of the run: first an interrupt, after the grace the end of the kernel.
+
+        What runs beside it and was asked to end is killed after the grace.
+        """
+        if self._end_reason is not None:
+            return []
+        overdue = [
+            run for run in self._beside.values() if run.kill_at is not None and run.kill_at <= now.mono
+        ]
+        for run in overdue:
+            run.kill_at = None
+        return [*(HangUp(run, force=True) for run in overdue), *self._limit(now)]
+
+    def _limit(self, now: Instant) -> list[Effect]:
+        if (run := self.current) is None:
+            return []
+        due = run.kill_at if run.over_limit else run.limit_at
+        if due is None or now.mono < due:
             return []
         if run.over_limit:
             run.kill_at = None
@@ -293,12 +286,20 @@ class Arbiter:
             self.current = None
             state = RunState.TIMEOUT if run.over_limit else RunState.LOST
             effects.append(self._end(run, state, None, reason, now))
+        while self._beside:
+            effects.append(self._end(self._beside.popitem()[1], RunState.LOST, None, reason, now))
         while self._queue:
             effects.append(self._end(self._queue.popleft(), RunState.LOST, None, reason, now))
         self._queued_bytes = 0
         return effects
 
     # -- within
+
+    def _hang_up(self, run: Run, now: Instant) -> list[Effect]:
+        if run.interrupt_asked:  # the grace runs
+            return []
+        run.interrupt_asked, run.kill_at = True, now.mono + self._grace
+        return [HangUp(run, force=False)]
 
     def _advance(self, now: Instant) -> list[Effect]:
         if not self._ready or self._end_reason is not None or self.current is not None or not self._queue:

@@ -1,4 +1,4 @@
-"""What a kernel tells, and to whom."""
+"""Who is told what becomes of a kernel and its runs."""
 
 from __future__ import annotations
 

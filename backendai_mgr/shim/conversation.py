@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import selectors
 import signal
 import time
@@ -30,6 +31,9 @@ class Listener(Protocol):
 
     def reads(self, command: int) -> None:
         """A command waits for input."""
+
+    def opened(self, command: int, fd: int) -> None:
+        """The program was started: our end of its terminal or pipe, which becomes the listener's to close."""
 
     def exited(self, status: int) -> None:
         """The interpreter has ended, with this wait status."""
@@ -61,6 +65,7 @@ class Conversation:
         self._closed = False
         self._unheeded = 0  # signals to the interpreter that the guest has not sent yet
         self._held: dict[str, Any] | None = None  # the run that waits for that
+        self._sockets: dict[int, Callable[[int | None], None]] = {}
         self._listen(guest.control, self._guest_says)
         if interpreted:
             self._listen(guest.interpreter, self._interpreter_says)
@@ -71,6 +76,8 @@ class Conversation:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(channel.socket)
         self._give_up_completing()
+        while self._sockets:
+            self._sockets.popitem()[1](None)
 
     def next_deadline(self) -> float | None:
         """Return the monotonic time at which `tick` must be called, if there is one."""
@@ -112,6 +119,18 @@ class Conversation:
         self._numbers += 1
         self._send(self._guest.control, {"execute": self._numbers, "line": line, "stdin": stdin})
         return self._numbers
+
+    def open(self, line: str | None, *, terminal: bool) -> int:
+        """Start a program (None: a shell) on a terminal, or with a pipe for its output; return its number."""
+        self._numbers += 1
+        self._send(self._guest.control, {"open": self._numbers, "line": line, "terminal": terminal})
+        return self._numbers
+
+    def socket(self, port: int, answer: Callable[[int | None], None]) -> None:
+        """Have a socket made inside; `answer` gets it, to close it, or None if nobody listens at the port."""
+        self._numbers += 1
+        self._sockets[self._numbers] = answer
+        self._send(self._guest.control, {"socket": self._numbers, "port": port})
 
     def answer(self, prompt: int, text: str | None) -> None:
         self._send(self._guest.interpreter, {"input": prompt, "text": text})
@@ -186,6 +205,15 @@ class Conversation:
                 self._release()
             case {"reads": int(command)}:
                 self._listener.reads(command)
+            case {"socket": int(number), "failed": _} if number in self._sockets:
+                self._sockets.pop(number)(None)
+            case {"socket": int(number)} if (made := self._guest.control.take_descriptor()) is not None:
+                if answer := self._sockets.pop(number, None):
+                    answer(made)
+                else:
+                    os.close(made)
+            case {"opened": int(command)} if (fd := self._guest.control.take_descriptor()) is not None:
+                self._listener.opened(command, fd)
 
     def _interpreter_says(self, message: dict[str, Any]) -> None:
         match message:

@@ -22,6 +22,8 @@ import fcntl
 import os
 import signal
 import socket
+import struct
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -36,6 +38,7 @@ _READ_BYTES = 256 << 10
 _F_SETPIPE_SZ = 1031
 _LOWEST_FD = 40  # where the child keeps what it will move further down
 _ERROR_FD = 5
+_MAX_DESCRIPTORS = 16  # that came with one message, or before it was read
 
 
 class Command(NamedTuple):
@@ -67,9 +70,12 @@ class SpawnFailed(Exception):
 class Channel:
     """Messages over one of the sockets, which is non-blocking."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, descriptors: bool = False) -> None:
+        """`descriptors`: messages may bring such along."""
         connection.setblocking(False)
         self.socket = connection
+        self._room = socket.CMSG_SPACE(4 * _MAX_DESCRIPTORS) if descriptors else 0
+        self._descriptors: deque[int] = deque()
         self._decoder = Decoder(MAX_MESSAGE)
         self._unsent = bytearray()
 
@@ -95,12 +101,34 @@ class Channel:
         The iterator raises BadMessage if the peer does not keep to the framing.
         """
         try:
-            data = self.socket.recv(_READ_BYTES)
+            data = self._receive()
         except BlockingIOError:
             return iter(())
         except ConnectionResetError:
             return None
         return self._decoder.feed(data) if data else None
+
+    def take_descriptor(self) -> int | None:
+        """Return the oldest descriptor that has come and was not taken; the caller closes it."""
+        return self._descriptors.popleft() if self._descriptors else None
+
+    def close(self) -> None:
+        self.socket.close()
+        while (fd := self.take_descriptor()) is not None:
+            os.close(fd)
+
+    def _receive(self) -> bytes:
+        if not self._room:
+            return self.socket.recv(_READ_BYTES)
+        data, extra, _, _ = self.socket.recvmsg(_READ_BYTES, self._room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in extra:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._descriptors.extend(
+                    struct.unpack(f"{len(content) // 4}i", content[: len(content) // 4 * 4])
+                )
+        while len(self._descriptors) > _MAX_DESCRIPTORS:
+            os.close(self._descriptors.popleft())
+        return data
 
 
 class Guest:
@@ -118,8 +146,8 @@ class Guest:
             os.killpg(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        self.control.socket.close()
-        self.interpreter.socket.close()
+        self.control.close()
+        self.interpreter.close()
         os.close(self.stdout)
         os.close(self.stderr)
 
@@ -151,7 +179,7 @@ def spawn(command: Command) -> Guest:
         os.close(pipe[1])
     with open(failure[0], "rb") as file:
         reason = file.read()  # ends when the child has executed its command
-    guest = Guest(pid, Channel(control[0]), Channel(interpreter[0]), out[0], err[0])
+    guest = Guest(pid, Channel(control[0], descriptors=True), Channel(interpreter[0]), out[0], err[0])
     if reason:
         os.waitpid(pid, 0)
         guest.close()

@@ -10,21 +10,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from backendai_mgr.shim import processes
-from backendai_mgr.shim.arbiter import (
-    Answer,
-    Arbiter,
-    Asked,
-    Effect,
-    Ended,
-    Execute,
-    Interrupt,
-    Kill,
-    Queued,
-    Send,
-    StepEnded,
-)
+from backendai_mgr.shim import effects, processes
+from backendai_mgr.shim.arbiter import Arbiter
 from backendai_mgr.shim.audience import Audience, Exit
+from backendai_mgr.shim.beside import Beside
 from backendai_mgr.shim.conversation import Conversation
 from backendai_mgr.shim.failpoint import failpoint
 from backendai_mgr.shim.guest import INTERPRETER, Command, Guest, SpawnFailed, exit_code_of, spawn
@@ -70,6 +59,7 @@ class Kernel:
         self._selector = selector
         self._store = store
         self._recorder = Recorder(store, log, self._grew)
+        self.beside = Beside(selector, store, self._grew)
         self._setup = setup
         self._memory = memory
         self._query_line = query_line
@@ -96,6 +86,7 @@ class Kernel:
         self._inside = Conversation(
             self._selector, guest, self, interpreted=interpreted, complete_limit=self._complete_limit
         )
+        self.beside.attach(self._inside)
         if self._setup is not None:
             self._inside.configure(*self._setup)
         self._timers["start"] = time.monotonic() + START_LIMIT
@@ -143,13 +134,15 @@ class Kernel:
 
     def next_deadline(self) -> float | None:
         """Return the monotonic time at which `tick` must be called, if there is one."""
-        parts = [part for part in (self.arbiter, self._recorder, self._inside) if part is not None]
-        times = [*(part.next_deadline() for part in parts), *self._timers.values()]
+        parts = (self.arbiter, self._recorder, self.beside, self._inside)
+        times = [part.next_deadline() for part in parts if part is not None]
+        times += self._timers.values()
         return min((at for at in times if at is not None), default=None)
 
     def tick(self) -> None:
         now = time.monotonic()
         self._recorder.tick(now)
+        self.beside.tick(now)
         if self._inside is not None:
             self._inside.tick(now)
         self._apply(self.arbiter.tick(Instant.now()))
@@ -172,6 +165,7 @@ class Kernel:
     def _ended(self, how: Exit) -> None:
         self._timers.clear()
         self._recorder.close()
+        self.beside.close()
         if self._inside is not None:
             self._inside.close()
         if self._guest is not None:
@@ -251,31 +245,36 @@ class Kernel:
         status = self._store.load(run_id)
         return None if status is None else self.arbiter.recall(status)
 
-    def _apply(self, effects: Iterable[Effect]) -> None:
-        for effect in effects:
+    def _apply(self, decided: Iterable[effects.Effect]) -> None:
+        for effect in decided:
             match effect:
-                case Send(run):
+                case effects.Send(run):
                     self._hand_over(run)
-                case Execute(run, line):
+                case effects.Execute(run, line):
                     self._execute(run, line, run.step_stdin())
-                case StepEnded(run, step, exit_code):
+                case effects.StepEnded(run, step, exit_code):
                     self._record(run, "step", {"step": step, "exit_code": exit_code})
                     run.step_end = run.end_offset
                     if not run.state.ended:  # that is told when all is logged
                         self._tell(run)
-                case Asked(run, is_password):
+                case effects.Asked(run, is_password):
                     offset = self._record(run, "prompt", {"is_password": is_password})
                     run.prompt = {"offset": offset, "is_password": is_password}
                     self._tell(run)
-                case Answer(run, asked, text):
+                case effects.Answer(run, asked, text):
                     self._hand_in(run, asked, text)
-                case Interrupt():
-                    self._signal(self._command_number)
-                case Ended(run):
+                case effects.Interrupt() if self._inside is not None:
+                    self._inside.signal(self._command_number, signal.SIGINT)
+                case effects.Open(run, line):
+                    self.beside.open(run, line)
+                    self._handed(run)
+                case effects.HangUp(run, force):
+                    self.beside.hang_up(run, force=force)
+                case effects.Ended(run):
                     self._conclude(run)
-                case Kill(reason):
+                case effects.Kill(reason):
                     self.end(reason)
-                case Queued(run):
+                case effects.Queued(run):
                     self._tell(run)
 
     def _hand_over(self, run: Run) -> None:
@@ -316,10 +315,6 @@ class Kernel:
             self._inside.feed(self._command_number, as_line(text))
         self._tell(run)
 
-    def _signal(self, command: int) -> None:
-        if self._inside is not None:
-            self._inside.signal(command, signal.SIGINT)
-
     def _conclude(self, run: Run) -> None:
         self._recorder.conclude(run, time.monotonic())
         failpoint("run.after_status")
@@ -355,13 +350,20 @@ class Kernel:
             self._apply(self.arbiter.done(number, exit_code if in_range else 1, interrupted, Instant.now()))
 
     def executed(self, command: int, status: int) -> None:
-        run = self.arbiter.current
-        if run is None or command != self._command_number or not self._executing(run.number):
+        if self._ending is not None:
             return
         code = os.waitstatus_to_exitcode(status)
         code = code if code >= 0 else 128 - code
         reason = "out-of-memory" if code and self._memory.happened() else ""
-        self._apply(self.arbiter.command_done(run.number, code, reason, Instant.now()))
+        if (beside := self.beside.ended(command)) is not None:
+            self._apply(self.arbiter.program_ended(beside, code, reason, Instant.now()))
+            return
+        run = self.arbiter.current
+        if run is not None and command == self._command_number and self._executing(run.number):
+            self._apply(self.arbiter.command_done(run.number, code, reason, Instant.now()))
+
+    def opened(self, command: int, fd: int) -> None:
+        self.beside.opened(command, fd)
 
     def asked(self, prompt: int, is_password: bool) -> None:
         if (run := self.arbiter.current) is not None and self._executing(run.number):

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 from backendai_mgr.shim.digest import sha256
 
 STEPS = ("clean", "build", "exec")
+TERMINAL, SERVICE = "terminal", "service"
+#: Modes of runs that do not wait for the interpreter, nor have it wait for them.
+BESIDE = (TERMINAL, SERVICE)
 MAX_STDIN = 1 << 20  # characters
 MAX_ANSWERS = 16  # that are known again
 _RUN_ID_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
@@ -89,8 +92,9 @@ class RunStatus(TypedDict):
 class Order(NamedTuple):
     """A validated request to start a run.  `timeout` in seconds, counted from when it starts running.
 
-    `steps` are the command lines of a batch run, None for those that are skipped.  `stdin` is all the input
-    that there will be: its lines answer the prompts of a query, and a batch run's last step reads it.
+    `steps` are the command lines of a batch run, None for those that are skipped; or the one of a service, or
+    of a terminal (None: a shell).  `stdin` is all the input that there will be: its lines answer the prompts
+    of a query, and a batch run's last step reads it.
     """
 
     run_id: str
@@ -213,17 +217,22 @@ def parse_order(request: dict[str, Any]) -> Order:
     if not isinstance(spec, dict):
         raise Refused("bad-request", "spec must be an object")
     mode, code, timeout = spec.get("mode"), spec.get("code"), spec.get("timeout")
-    if mode not in ("query", "batch"):
-        raise Refused("bad-request", "mode must be query or batch")
+    if mode not in ("query", "batch", *BESIDE):
+        raise Refused("bad-request", f"mode must be query, batch, {' or '.join(BESIDE)}")
     if not isinstance(code, str):
         raise Refused("bad-request", "code must be text")
     if timeout is not None:
         if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < 1e9:
             raise Refused("bad-request", "timeout must be a positive number of seconds")
         timeout = float(timeout)
-    steps = tuple(spec.get(step) for step in STEPS) if mode == "batch" else ()
+    if mode in BESIDE and timeout is not None:
+        raise Refused("bad-request", f"a {mode} has no timeout")
+    names = {"batch": STEPS, "query": ()}.get(mode, ("exec",))
+    steps = tuple(spec.get(step) for step in names)
     if not all(line is None or (isinstance(line, str) and "\0" not in line) for line in steps):
-        raise Refused("bad-request", f"{', '.join(STEPS)} must be command lines")
+        raise Refused("bad-request", f"{', '.join(names)} must be command lines")
+    if mode == SERVICE and not steps[0]:
+        raise Refused("bad-request", "exec must say what the service is")
     stdin = spec.get("stdin")
     if not (stdin is None or (isinstance(stdin, str) and len(stdin) <= MAX_STDIN)):
         raise Refused("bad-request", f"stdin must be text of at most {MAX_STDIN} characters")

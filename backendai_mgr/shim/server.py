@@ -2,11 +2,12 @@
 
 Messages are framed as in `framing`.  A request ``{"id": n, "op": name, ...}`` is answered by
 ``{"id": n, "ok": {...}}`` or ``{"id": n, "error": {"code", "message"}}``; notes have no id.  A client that
-does not read is dropped when `MAX_PENDING` bytes wait for it; it may connect again and ask.
+does not read is dropped when `client.MAX_PENDING` bytes wait for it; it may connect again and ask.
 """
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import os
 import selectors
@@ -16,97 +17,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from backendai_mgr.shim.framing import BadMessage, Decoder, encode
+from backendai_mgr.shim.client import Client
+from backendai_mgr.shim.framing import BadMessage
 from backendai_mgr.shim.kernel import Kernel
 from backendai_mgr.shim.run import Refused, Run, is_run_id, parse_order
 from backendai_mgr.shim.spec import Spec
 
 MAX_CLIENTS = 64
-MAX_PENDING = 1 << 20
 MAX_WATCHES = 1024  # per client
 MAX_LISTED = 1000  # runs in one reply
-_READ_BYTES = 256 << 10
-_LAST_WORDS = 1.0  # seconds to hand out the last replies
+MAX_TYPED = 64 << 10  # bytes of one request
+MAX_SIDE = 9999  # rows or columns of a terminal
 
 Reply = dict[str, Any]
-
-
-class Client:
-    """One connection.  Nothing here waits: what cannot be sent now is kept, within bounds."""
-
-    def __init__(self, server: Server, connection: socket.socket) -> None:
-        self.wants_notes = False
-        self.watches: dict[str, int] = {}
-        self._server = server
-        self._connection = connection
-        self._decoder = Decoder()
-        self._pending = bytearray()
-        self._open = True
-        connection.setblocking(False)
-        server.selector.register(connection, selectors.EVENT_READ, self._ready)
-
-    def send(self, message: dict[str, Any]) -> None:
-        if not self._open:
-            return
-        was_idle = not self._pending
-        self._pending += encode(message)
-        if was_idle:
-            self._flush()
-        if len(self._pending) > MAX_PENDING:
-            self.drop()
-
-    def drop(self) -> None:
-        if self._open:
-            self._open = False
-            self._server.selector.unregister(self._connection)
-            self._connection.close()
-            self._server.left(self)
-
-    def last_words(self) -> None:
-        """Give the peer a moment to take what is pending, then close."""
-        if self._open:
-            self._connection.settimeout(_LAST_WORDS)
-            with contextlib.suppress(OSError):
-                self._connection.sendall(self._pending)
-            self.drop()
-
-    def _ready(self, events: int) -> None:
-        if not self._open:
-            return
-        if events & selectors.EVENT_WRITE:
-            self._flush()
-            if self._open and not self._pending:
-                self._server.selector.modify(self._connection, selectors.EVENT_READ, self._ready)
-        if self._open and events & selectors.EVENT_READ:
-            self._receive()
-
-    def _receive(self) -> None:
-        try:
-            data = self._connection.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.drop()
-            return
-        try:
-            for request in self._decoder.feed(data):
-                self._server.serve(self, request)
-                if not self._open:
-                    return
-        except BadMessage:
-            self.drop()
-
-    def _flush(self) -> None:
-        try:
-            while self._pending:
-                del self._pending[: self._connection.send(self._pending)]
-        except BlockingIOError:
-            both = selectors.EVENT_READ | selectors.EVENT_WRITE
-            self._server.selector.modify(self._connection, both, self._ready)
-        except OSError:
-            self.drop()
 
 
 class Server:
@@ -142,6 +65,9 @@ class Server:
             "interrupt": self._interrupt,
             "input": self._input,
             "delete": self._delete,
+            "type": self._type,
+            "resize": self._resize,
+            "socket": self._socket,
             "complete": self._complete,
             "assign": self._assign,
             "watch": self._watch,
@@ -278,6 +204,47 @@ class Server:
     def _delete(self, client: Client, request: dict[str, Any]) -> Reply:
         self._kernel.delete(_run_id(request))
         return {}
+
+    def _type(self, client: Client, request: dict[str, Any]) -> None:
+        """Answered when there was room: at once, as a rule."""
+        writer, text, number = request.get("writer"), request.get("data"), request["id"]
+        if not (isinstance(writer, str) and is_run_id(writer)):
+            raise Refused("bad-request", "writer must be a name of 1 to 64 letters, digits, '.', '_' or '-'")
+        offset = None if request.get("offset") is None else _natural(request, "offset")
+        try:
+            data = binascii.a2b_base64(text or "", strict_mode=True)
+        except (TypeError, ValueError):
+            raise Refused("bad-request", "data must be base64") from None
+        if len(data) > MAX_TYPED:
+            raise Refused("bad-request", f"more than {MAX_TYPED} bytes at once")
+        run = self._kernel.find(_run_id(request))
+        self._kernel.beside.type(
+            run, writer, offset, data, lambda taken: client.send({"id": number, "ok": {"taken": taken}})
+        )
+
+    def _resize(self, client: Client, request: dict[str, Any]) -> Reply:
+        rows, columns = _natural(request, "rows"), _natural(request, "columns")
+        if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE):
+            raise Refused("bad-request", f"rows and columns must be from 1 to {MAX_SIDE}")
+        self._kernel.beside.resize(self._kernel.find(_run_id(request)), rows, columns)
+        return {}
+
+    def _socket(self, client: Client, request: dict[str, Any]) -> None:
+        """Answered with a TCP socket of the kernel's network, not connected, as a descriptor.
+
+        It is asked for on a connection of its own.  Refused: not-found, if nobody listens at the port.
+        """
+        number, port = request["id"], _natural(request, "port")
+
+        def answer(made: int | None) -> None:
+            if made is None:
+                error = {"code": "not-found", "message": "nobody listens there"}
+                client.send({"id": number, "error": error})
+            else:
+                client.hand_out({"id": number, "ok": {}}, made)
+
+        self._kernel.last_active = time.time()
+        self._kernel.beside.socket(port, answer)
 
     def _complete(self, client: Client, request: dict[str, Any]) -> None:
         code, number = request.get("code"), request["id"]

@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 #: Most payload bytes of one answer: with the framing of small records it stays below callosum's limit.
 MAX_OUTPUT = 4 * 1024 * 1024
+#: Most bytes that are typed at once; most rows and columns of a terminal.
+MAX_TYPED = 64 * 1024
+MAX_SIDE = 9999
 #: Longest that a reading call may wait at the agent, seconds.
 MAX_WAIT = 3600.0
 #: What a reading call may take beside its waiting, seconds.
@@ -31,6 +34,7 @@ _MARGIN = 15.0
 _RUN_ID = matches_re(RUN_ID)
 _MAX_BYTES = and_(ge(1), le(MAX_OUTPUT))
 _WAIT = and_(ge(0.0), le(MAX_WAIT))
+_SIDE = and_(ge(1), le(MAX_SIDE))
 _FILE_OFFSET = and_(ge(0), le(2**62))
 
 
@@ -150,6 +154,66 @@ class AnswerRun(Call):
     run_id: str = attrs.field(validator=_RUN_ID)
     offset: int | None = attrs.field(validator=optional(ge(0)))
     text: str | None
+
+
+@attrs.frozen(kw_only=True)
+class TypeInput(Call):
+    """-> the number of bytes that were taken from this ``writer``, by the terminal ``run_id``, in all.
+
+    ``offset`` is the position of ``data`` in what the writer sends (None: it does not count); what was taken
+    before is passed over. Nothing is taken where something before is missing, or for want of room within a
+    few seconds. Refused: no-terminal, no-such-run.
+    """
+
+    method: ClassVar[str] = "type_input"
+    kernel_id: UUID
+    run_id: str = attrs.field(validator=_RUN_ID)
+    writer: str = attrs.field(validator=_RUN_ID)
+    offset: int | None = attrs.field(validator=optional(_FILE_OFFSET))
+    data: bytes = attrs.field(validator=max_len(MAX_TYPED))
+
+
+@attrs.frozen(kw_only=True)
+class ResizeTerminal(Call):
+    """-> None. Refused: no-terminal, no-such-run."""
+
+    method: ClassVar[str] = "resize_terminal"
+    kernel_id: UUID
+    run_id: str = attrs.field(validator=_RUN_ID)
+    rows: int = attrs.field(validator=_SIDE)
+    columns: int = attrs.field(validator=_SIDE)
+
+
+@attrs.frozen(kw_only=True)
+class StartService(Call):
+    """-> `ServiceStarted`, when the service listens. ``arguments`` and ``envs`` only as its image allows.
+
+    Refused: no-such-service, no-such-port, service-failed, bad-request.
+    """
+
+    method: ClassVar[str] = "start_service"
+    kernel_id: UUID
+    service: str
+    port: int | None = None
+    arguments: dict[str, list[str]] = attrs.Factory(dict)
+    envs: dict[str, str] = attrs.Factory(dict)
+
+    @property
+    def timeout(self) -> float:
+        return 60.0
+
+
+@attrs.frozen(kw_only=True)
+class ShutdownService(Call):
+    """-> None, also for one that does not run. Refused: no-such-service."""
+
+    method: ClassVar[str] = "shutdown_service"
+    kernel_id: UUID
+    service: str
+
+    @property
+    def timeout(self) -> float:
+        return 30.0
 
 
 @attrs.frozen(kw_only=True)
@@ -279,12 +343,21 @@ class Created:
     kernel: KernelReport
 
 
+@attrs.frozen(kw_only=True)
+class ServiceStarted:
+    """The answer to `StartService`: the port inside at which it can be reached, and whether it ran before."""
+
+    port: int
+    was_running: bool
+
+
 #: Every call by its method.
 CALLS: Mapping[str, type[Call]] = {
     call.method: call
     for call in (
         CreateKernel, DestroyKernel, MakeReport,
         StartRun, GetRun, ListRuns, DeleteRun, InterruptRun, AbandonRun, AnswerRun, Complete,
+        TypeInput, ResizeTerminal, StartService, ShutdownService,
         ReadOutput, PollRun,
         ListFiles, ReadFile, WriteFile, ArchiveFile, ReadLog,
     )

@@ -5,11 +5,12 @@ become `cattrs.BaseValidationError`. Integers are accepted for floats, as JSON h
 """
 
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 from uuid import UUID
 
 import attrs
 from cattrs import Converter
+from cattrs.cols import list_structure_factory
 
 T = TypeVar("T")
 
@@ -48,6 +49,23 @@ def _from_a_map(kind: Any, converter: Converter) -> Any:
     return checked
 
 
+def _is_list(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is list
+
+
+def _from_a_list(kind: Any, converter: Converter) -> Any:
+    """cattrs takes whatever can be iterated: bytes would be a list of integers."""
+    structure = list_structure_factory(kind, converter)
+
+    def checked(value: Any, wanted: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"expected a list, got {type(value).__name__}")
+        return structure(value, wanted)
+
+    return checked
+
+
 def make_converter(*, forbid_extra_keys: bool = False) -> Converter:
     """A converter with our strict primitives; ``forbid_extra_keys`` refuses unknown members."""
     converter = Converter(forbid_extra_keys=forbid_extra_keys)
@@ -56,6 +74,7 @@ def make_converter(*, forbid_extra_keys: bool = False) -> Converter:
     converter.register_structure_hook(float, _float)
     converter.register_structure_hook(UUID, _uuid)
     converter.register_unstructure_hook(UUID, str)
+    converter.register_structure_hook_factory(_is_list, lambda kind: _from_a_list(kind, converter))
     converter.register_structure_hook_factory(attrs.has, lambda kind: _from_a_map(kind, converter))
     return converter
 

@@ -1,7 +1,8 @@
-"""What the agent link carries beside RPC: reports (``EVENTS``) and output (``STREAM``), and how it is framed.
+"""What the agent link carries beside RPC: reports (``EVENTS``), output (``STREAM``) and connections to
+services (``TUNNEL``), and how it is framed.
 
 Two frames each: the type, and a msgpack map with the key ``op`` and the attributes of one of the classes
-here. A peer that speaks plain callosum ignores both types.
+here. A peer that speaks plain callosum ignores these types.
 
 *Cost* is what output counts against credit: its payload plus `RECORD_COST` for each record, so that a flood
 of tiny records cannot take more memory than was granted. Credit and cost are in bytes.
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 import attrs
-from attrs.validators import ge
+from attrs.validators import ge, le, max_len
 
 from .callosum import MAX_BODY, FrameError, pack, unpack
 from .calls import from_wire, to_wire
@@ -22,6 +23,7 @@ from .rpc import RunOrder, RunStatus
 
 EVENTS = b"EVENTS"
 STREAM = b"STREAM"
+TUNNEL = b"TUNNEL"
 
 #: What a record costs beside its payload.
 RECORD_COST = 64
@@ -30,6 +32,9 @@ MAX_DATA = 256 * 1024
 #: Most credit of one stream, and of all streams of a link together.
 STREAM_CREDIT = 1024 * 1024
 LINK_CREDIT = 4 * 1024 * 1024
+#: Bytes of a tunnel that may be on their way or wait, in one direction; and those of one message.
+TUNNEL_CREDIT = 256 * 1024
+MAX_PIECE = 64 * 1024
 
 
 @attrs.frozen(kw_only=True)
@@ -146,9 +151,65 @@ NO_SUCH_STREAM = "no-such-stream"
 #: The agent broke while reading.
 INTERNAL = "internal"
 
+# ---------------------------------------------------------------- tunnels
+
+
+@attrs.frozen(kw_only=True)
+class Dial(LinkMessage):
+    """Manager: connect to this port inside of the kernel. Answered by `Dialled` or `Hangup`."""
+
+    frame, op = TUNNEL, "dial"
+    sid: int
+    kernel_id: UUID
+    port: int = attrs.field(validator=[ge(1), le(65535)])
+
+
+@attrs.frozen(kw_only=True)
+class Dialled(LinkMessage):
+    """Agent: the tunnel is there. Each side may send `TUNNEL_CREDIT` bytes."""
+
+    frame, op = TUNNEL, "dialled"
+    sid: int
+
+
+@attrs.frozen(kw_only=True)
+class Piece(LinkMessage):
+    """Either: the bytes at ``offset`` of this direction; none of them is its end."""
+
+    frame, op = TUNNEL, "piece"
+    sid: int
+    offset: int = attrs.field(validator=ge(0))
+    data: bytes = attrs.field(validator=max_len(MAX_PIECE))
+
+
+@attrs.frozen(kw_only=True)
+class Taken(LinkMessage):
+    """Either: all before ``offset`` was taken on; as much again may be sent. Repeated as a sign of life."""
+
+    frame, op = TUNNEL, "taken"
+    sid: int
+    offset: int = attrs.field(validator=ge(0))
+
+
+@attrs.frozen(kw_only=True)
+class Hangup(LinkMessage):
+    """Either: the tunnel is gone. ``code``: one of those below, or as in `AgentRefusal`."""
+
+    frame, op = TUNNEL, "hangup"
+    sid: int
+    code: str
+    message: str = ""
+
+
+#: Why a tunnel ends: its user left, or both directions have ended; nothing listens there; it broke.
+CLOSED, CONNECTION_REFUSED, BROKEN = "closed", "connection-refused", "broken"
+
 _MESSAGES: Mapping[tuple[bytes, str], type[LinkMessage]] = {
     (kind.frame, kind.op): kind
-    for kind in (Subscribe, Ack, Refused, Reported, Open, Credit, Close, Data, End, Failed)
+    for kind in (
+        *(Subscribe, Ack, Refused, Reported, Open, Credit, Close, Data, End, Failed),
+        *(Dial, Dialled, Piece, Taken, Hangup),
+    )
 }
 
 

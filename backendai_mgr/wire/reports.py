@@ -17,6 +17,18 @@ class KernelExit:
 
 
 @attrs.frozen(kw_only=True)
+class ServicePort:
+    """A service of a kernel. Its ports are numbered inside, and for the outside in the same order."""
+
+    name: str
+    protocol: str
+    container_ports: list[int]
+    host_ports: list[int]
+    allowed_envs: list[str] = attrs.Factory(list)
+    allowed_arguments: list[str] = attrs.Factory(list)
+
+
+@attrs.frozen(kw_only=True)
 class KernelReport:
     """One kernel on the agent. Ended ones stay in reports until they are acknowledged."""
 
@@ -27,6 +39,7 @@ class KernelReport:
     state: KernelState
     exit: KernelExit | None = None
     last_active: float = 0.0
+    service_ports: list[ServicePort] = attrs.Factory(list)
 
 
 @attrs.frozen(kw_only=True)

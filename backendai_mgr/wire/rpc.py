@@ -10,6 +10,10 @@ import attrs
 
 from ..domain.status import RUN_ENDED, RunState
 
+#: Modes of runs that go on beside the others, until they end or are interrupted.
+TERMINAL, SERVICE = "terminal", "service"
+BESIDE = frozenset({TERMINAL, SERVICE})
+
 RefusalCode = Literal[
     "no-such-kernel",
     "kernel-silent",
@@ -23,6 +27,11 @@ RefusalCode = Literal[
     "bad-request",
     "offset-past-end",
     "no-prompt",
+    "no-terminal",
+    "no-such-service",
+    "no-such-port",
+    "service-failed",
+    "too-many",
     "no-room",
     "create-failed",
     "no-such-file",
@@ -61,7 +70,10 @@ class AgentUnreachable(Exception):
 
 @attrs.frozen(kw_only=True)
 class KernelSpec:
-    """What an agent needs to start a kernel. Slot amounts are decimal text; ``environ`` is the user's."""
+    """What an agent needs to start a kernel. Slot amounts are decimal text; ``environ`` is the user's.
+
+    ``host_ports`` is the agent's own note: the ports inside, as text, and the public numbers that they have.
+    """
 
     kernel_id: UUID
     session_id: UUID
@@ -73,6 +85,8 @@ class KernelSpec:
     slots: dict[str, str]
     environ: dict[str, str] = attrs.Factory(dict)
     bootstrap_script: str | None = None
+    preopen_ports: list[int] = attrs.Factory(list)
+    host_ports: dict[str, int] = attrs.Factory(dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -81,10 +95,11 @@ class RunSpec:
 
     A query runs ``code``. A batch run executes the command lines ``clean``, ``build`` and ``exec``: None
     skips a step, ``*`` is what the image does there. ``stdin`` is all the input that the run will get;
-    without it the run may ask.
+    without it the run may ask. A terminal is a shell, or ``exec``, on a terminal of its own; a service is
+    ``exec``. Both run beside the others and have no ``timeout``.
     """
 
-    mode: Literal["query", "batch"] = "query"
+    mode: Literal["query", "batch", "terminal", "service"] = "query"
     code: str = ""
     timeout: float | None = None
     clean: str | None = None

@@ -55,6 +55,17 @@ async def test_a_run_is_started_once_and_attached_to_afterwards(link, agent):
     assert (caught.value.code, caught.value.message) == ("run-conflict", "r")
 
 
+async def test_a_terminal_is_typed_into_and_resized(link, agent):
+    run = agent.add_run(KERNEL, "t")
+    assert await link.type_input(KERNEL, "t", writer="me", offset=0, data=b"ls\xff") == 3
+    assert await link.type_input(KERNEL, "t", writer="me", offset=None, data=b"\n") == 4
+    await link.resize_terminal(KERNEL, "t", rows=50, columns=132)
+    assert (run.typed, run.size) == (b"ls\xff\n", (50, 132))
+    with pytest.raises(AgentRefusal) as caught:
+        await link.type_input(KERNEL, "other", writer="me", offset=0, data=b"")
+    assert caught.value.code == "no-such-run"
+
+
 async def test_runs_are_looked_up_listed_and_interrupted(link, agent):
     agent.add_run(KERNEL, "a")
     agent.add_run(KERNEL, "b").finish(3)

@@ -21,6 +21,7 @@ from backendai_mgr.services.joining import JoinService
 from tests.fakes.files import FakeFiles
 from tests.fakes.joining import CLUSTER, MANAGER_KEY, FakeJoinStore
 from tests.fakes.services import ACCESS_KEY, SECRET_KEY, FakeHealth, FakeKeys, FakeRuns, FakeSessions
+from tests.fakes.terminals import FakeTerminals
 
 VERSION = "v6.20220315"
 
@@ -78,6 +79,7 @@ class Server:
     keys: FakeKeys
     sessions: FakeSessions
     runs: FakeRuns
+    terminals: FakeTerminals
     files: FakeFiles
     joins: FakeJoinStore
     health: FakeHealth
@@ -127,11 +129,11 @@ async def serving(
     limits = limits or Limits()
     keys, sessions, health, registry = FakeKeys(), FakeSessions(), FakeHealth(), CollectorRegistry()
     runs, files = FakeRuns(sessions), FakeFiles(sessions)
-    joins = FakeJoinStore()
+    terminals, joins = FakeTerminals(runs), FakeJoinStore()
     joining = JoinService(joins, cluster_id=CLUSTER, public_key=MANAGER_KEY, now=lambda: datetime.now(UTC))
     services = ApiServices(
-        keys=keys, sessions=sessions, runs=runs, files=files, joining=joining, health=health,
-        registry=registry, now=lambda: datetime.now(UTC),
+        keys=keys, sessions=sessions, runs=runs, terminals=terminals, files=files, joining=joining,
+        health=health, registry=registry, now=lambda: datetime.now(UTC),
     )  # fmt: skip
     listener = open_listener(address, port)
     host = f"{address}:{listener.getsockname()[1]}"
@@ -142,6 +144,7 @@ async def serving(
         await nursery.start(serve)
         yield Server(
             host=host, url=f"{'http' if tls is None else 'https'}://{host}", keys=keys, sessions=sessions,
-            runs=runs, files=files, joins=joins, health=health, registry=registry, stop=stop,
+            runs=runs, terminals=terminals, files=files, joins=joins, health=health,
+            registry=registry, stop=stop,
         )  # fmt: skip
         stop.set()

@@ -174,10 +174,10 @@ async def test_garbage_closes_with_a_reason(server, client, frame, code):
     assert (await client.get("/auth?echo=still")).status_code == 200
 
 
-async def shaken_hands(server):
+async def shaken_hands(server, target=TARGET):
     """A bare connection whose handshake was accepted and that reads nothing more."""
-    headers = signed_headers("GET", TARGET, server.host) | HANDSHAKE | {"Host": server.host}
-    lines = [f"GET {TARGET} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    headers = signed_headers("GET", target, server.host) | HANDSHAKE | {"Host": server.host}
+    lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     stream = await trio.open_tcp_stream("127.0.0.1", server.port)
     await stream.send_all("\r\n".join([*lines, "", ""]).encode())
     assert b" 101 " in await stream.receive_some(4096)

@@ -35,6 +35,8 @@ class FakeRun:
         self.cursor = 0
         self.answers: list[str | None] = []
         self.answered: set[tuple[int | None, str | None]] = set()
+        self.typed = b""
+        self.size = (24, 80)
 
     def write(self, data: bytes, stream: str = "stdout") -> None:
         """The program prints one record."""
@@ -282,6 +284,18 @@ class FakeAgent:
         run.answered.add((run.status.prompt.offset, text))
         run._set(prompt=None, state=RunState.RUNNING)
         return run.status
+
+    async def type_input(
+        self, kernel_id: UUID, run_id: str, writer: str, offset: int | None, data: bytes
+    ) -> int:
+        await self._called("type_input")
+        run = self._run(kernel_id, run_id)
+        run.typed += data
+        return len(run.typed)
+
+    async def resize_terminal(self, kernel_id: UUID, run_id: str, rows: int, columns: int) -> None:
+        await self._called("resize_terminal")
+        self._run(kernel_id, run_id).size = rows, columns
 
     async def complete(self, kernel_id: UUID, code: str, cursor: int) -> list[str]:
         await self._called("complete")

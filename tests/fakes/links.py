@@ -8,6 +8,7 @@ import trio
 
 from backendai_mgr.domain.status import KernelState, RunState
 from backendai_mgr.services.ports import StaleEpoch
+from backendai_mgr.shim.keyboard import Keyboard
 from backendai_mgr.wire.files import FilePiece, Listing, LogPiece
 from backendai_mgr.wire.reports import KernelExit, KernelReport, Report
 from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, Output, RunStatus, Started, page_of
@@ -41,6 +42,10 @@ class FakeAgent:
         self.pieces: list = []
         self.answers: list = []
         self.abandoned: list = []
+        #: What terminals got, and the sizes that they were given.
+        self.typed: dict = {}
+        self.keyboards: dict = {}
+        self.sizes: list = []
         self._changed = trio.Event()
 
     # what tests do to it
@@ -159,6 +164,18 @@ class FakeAgent:
         await self._called("answer_run")
         self.answers.append((offset, text))
         return run
+
+    async def type_input(self, kernel_id, run_id, *, writer, offset, data):
+        await self.get_run(kernel_id, run_id)
+        keyboard = self.keyboards.setdefault((kernel_id, run_id), Keyboard())
+        typed = self.typed.get((kernel_id, run_id), b"")
+        self.typed[kernel_id, run_id] = typed + keyboard.take(writer, offset, data)
+        await self._called("type_input")  # whose answer may be lost
+        return keyboard.position(writer)
+
+    async def resize_terminal(self, kernel_id, run_id, *, rows, columns):
+        await self._called("resize_terminal")
+        self.sizes.append((run_id, rows, columns))
 
     async def complete(self, kernel_id, code, cursor):
         await self._called("complete")

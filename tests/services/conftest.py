@@ -17,6 +17,7 @@ from backendai_mgr.services.runs import RunService
 from backendai_mgr.services.scheduler import Scheduler
 from backendai_mgr.services.sessions import CreateRequest, SessionService
 from backendai_mgr.services.starting import Starter
+from backendai_mgr.services.terminals import TerminalService
 
 from ..fakes.links import FakeAgents
 from ..fakes.store import FakeStore, wall_clock
@@ -57,6 +58,7 @@ class World:
         scheduled = Wake()
         self.sessions = SessionService(self.store, self.keys, self.hub, architecture="x86_64", now=wall_clock)
         self.runs = RunService(self.directory, self.agents)
+        self.terminals = TerminalService(self.directory, self.agents)
         self.files = FileService(self.directory, self.store, self.keys, self.agents)
         self.scheduler = Scheduler(self.store, now=wall_clock, scheduled=scheduled)
         self.starter = Starter(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from backendai_mgr.shim import arbiter as subject
-from backendai_mgr.shim.arbiter import (
-    Arbiter,
+from backendai_mgr.shim.arbiter import Arbiter
+from backendai_mgr.shim.effects import (
     Asked,
     Ended,
     Interrupt,

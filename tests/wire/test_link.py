@@ -76,6 +76,11 @@ messages = st.one_of(
     st.builds(link.Data, sid=counts, records=records, next=counts),
     st.builds(link.End, sid=counts, run=runs),
     st.builds(link.Failed, sid=counts, code=texts, message=texts),
+    st.builds(link.Dial, sid=counts, kernel_id=st.uuids(), port=st.integers(1, 65535)),
+    st.builds(link.Dialled, sid=counts),
+    st.builds(link.Piece, sid=counts, offset=counts, data=st.binary(max_size=100)),
+    st.builds(link.Taken, sid=counts, offset=counts),
+    st.builds(link.Hangup, sid=counts, code=texts, message=texts),
 )
 
 

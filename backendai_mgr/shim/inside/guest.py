@@ -9,14 +9,18 @@ length (4 bytes, big endian) and a JSON object.  It receives
 
     {"configure": {"env", "limits"}}            for what it executes from now on; limits are rlimits by name
     {"execute": number, "line": text, "stdin": text | null}     a command line; stdin null: it can be fed
+    {"open": number, "line": text | null, "terminal": bool}     a command line, or a shell, on a terminal of
+                                                its own or with a pipe for all that it prints
+    {"socket": number, "port": port}            of TCP, not connected, if somebody listens at that port here
     {"feed": number, "text": text | null}       to its standard input; null ends that
     {"signal": number, "to": number, "alone": bool}     to its process group, or to the leader of that alone;
                                                 0 is the interpreter
 
 and sends ``{"ready": true}`` (unless there is an interpreter, which says so itself), ``{"reads": number}``
-when a command waits for input, and ``{"exited": number, "status": wait status}`` for commands and, as number
-0, for the interpreter; ``{"signalled": number}`` answers each signal.  End of file ends it, and with it,
-where it is process 1, everything in the sandbox.
+when a command waits for input, ``{"opened": number}`` with the other end of a program's terminal or pipe as
+a descriptor, ``{"socket": number}`` with the socket as one (or ``"failed": text`` instead), and ``{"exited":
+number, "status": wait status}`` for commands and, as number 0, for the interpreter; ``{"signalled": number}``
+answers each signal.  End of file ends it, and with it, where it is process 1, everything in the sandbox.
 
 Any Python from 3.6 on runs this file; it needs the standard library only.
 """
@@ -35,14 +39,17 @@ import rlimits  # type: ignore[import-not-found]  # beside this file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List, Optional  # noqa: F401
+    from typing import Any, Dict, List, NoReturn, Optional
 
 INTERPRETER = 0
 EARLY = "BACKENDAI_EARLY"
 SHELL = "/bin/sh"
+SHELLS = ("/bin/bash", SHELL)  # of terminals; the first that is there
+ROWS, COLUMNS = 24, 80  # until somebody says otherwise
 LOOK_SECONDS = 0.1  # between two looks whether a command waits for input
 MOST_UNFED = 1024 * 1024  # bytes that wait for a command to read them; what is more is dropped
 _READ_CALL = {"x86_64": 0, "aarch64": 63}.get(os.uname().machine)  # number of read(2)
+_LISTENS = "0A"  # a state in the kernel's tables of sockets
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -92,6 +99,7 @@ class Command:
 class Guest:
     def __init__(self, control: int) -> None:
         self._control = control
+        self._socket = None  # type: Any  # the same, once descriptors are handed out
         self._received = bytearray()
         self._interpreter = None  # type: Optional[int]
         self._commands = {}  # type: Dict[int, Command]  # by pid
@@ -148,7 +156,9 @@ class Guest:
 
     def send(self, **message: "Any") -> None:
         body = json.dumps(message).encode()
-        data = len(body).to_bytes(4, "big") + body
+        self._write(len(body).to_bytes(4, "big") + body)
+
+    def _write(self, data: bytes) -> None:
         while data:
             try:
                 data = data[os.write(self._control, data) :]
@@ -156,6 +166,25 @@ class Guest:
                 select.select((), (self._control,), ())
             except OSError:  # the shim has died, and so shall we
                 os._exit(0)
+
+    def hand_out(self, fd: int, **message: "Any") -> None:
+        """Send a message with a descriptor."""
+        import _socket  # the rest of `socket` is not needed, and every kernel would keep it in memory
+
+        if self._socket is None:
+            self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, self._control)
+        body = json.dumps(message).encode()
+        data = len(body).to_bytes(4, "big") + body
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))]
+        while True:
+            try:
+                sent = self._socket.sendmsg([data], rights)
+                break
+            except BlockingIOError:
+                select.select((), (self._control,), ())
+            except OSError:
+                os._exit(0)
+        self._write(data[sent:])
 
     def _receive(self) -> None:
         try:
@@ -180,6 +209,10 @@ class Guest:
             self._configure(**message["configure"])
         elif "execute" in message:
             self._execute(message["execute"], message["line"], message["stdin"])
+        elif "open" in message:
+            self._open(message["open"], message["line"], message["terminal"])
+        elif "socket" in message:
+            self._make_socket(message["socket"], message["port"])
         elif "feed" in message:
             for command in self._commands.values():
                 if command.number == message["feed"]:
@@ -213,8 +246,7 @@ class Guest:
         except OSError as error:  # no process may be added
             for fd in (theirs, ours, begun, begins):
                 os.close(fd)
-            os.write(2, ("cannot execute: %s\n" % error.strerror).encode())
-            self.send(exited=number, status=126 << 8)
+            self._cannot(number, error)
             return
         if pid == 0:
             self._become(line, theirs)
@@ -228,19 +260,96 @@ class Guest:
             command.feed(stdin)
             command.feed(None)
 
+    def _cannot(self, number: int, error: OSError) -> None:
+        os.write(2, ("cannot execute: %s\n" % error.strerror).encode())
+        self.send(exited=number, status=126 << 8)
+
     def _become(self, line: str, stdin: int) -> None:
         """In the child: turn into the shell that executes the line."""
         try:
             self._be_child()
             os.dup2(stdin, 0)
-            os.closerange(3, 1 << 16)
-            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs should not
-                signal.signal(number, signal.SIG_DFL)
-            os.execve(SHELL, ["sh", "-c", line], self._env)
+            self._execute_in_child(SHELL, ["sh", "-c", line], self._env)
         except BaseException as error:
             os.write(2, ("cannot execute: %s\n" % error).encode())
         finally:
             os._exit(126)
+
+    def _make_socket(self, number: int, port: int) -> None:
+        """A socket belongs to the network that it was made in: so others reach what listens here."""
+        import _socket
+
+        family = _listening(port)
+        if family is None:
+            self.send(socket=number, failed="nobody listens there")
+            return
+        try:
+            made = _socket.socket(getattr(_socket, family), _socket.SOCK_STREAM)
+        except OSError as error:  # no descriptor is left
+            self.send(socket=number, failed=error.strerror)
+            return
+        self.hand_out(made.fileno(), socket=number)
+        made.close()
+
+    def _open(self, number: int, line: "Optional[str]", terminal: bool) -> None:
+        """Start a program beside the others."""
+        import fcntl
+        import struct
+        import termios
+
+        try:
+            ours, theirs = os.openpty() if terminal else os.pipe()
+        except OSError as error:
+            self._cannot(number, error)
+            return
+        begun, begins = os.pipe()
+        try:
+            if terminal:
+                fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+            pid = os.fork()
+        except OSError as error:
+            for fd in (ours, theirs, begun, begins):
+                os.close(fd)
+            self._cannot(number, error)
+            return
+        if pid == 0:
+            self._become_program(line, theirs, terminal)
+        os.close(theirs)
+        os.close(begins)
+        os.read(begun, 1)
+        os.close(begun)
+        self._commands[pid] = Command(number, pid, None)
+        self.hand_out(ours, opened=number)
+        os.close(ours)
+
+    def _become_program(self, line: "Optional[str]", end: int, terminal: bool) -> None:
+        """In the child: turn into the program, with this end as its terminal, or as where it prints."""
+        import fcntl
+        import termios
+
+        try:
+            self._be_child()
+            env = dict(self._env)
+            if terminal:
+                fcntl.ioctl(end, termios.TIOCSCTTY, 0)
+                env.setdefault("TERM", "xterm-256color")
+            for fd in (0, 1, 2) if terminal else (1, 2):
+                os.dup2(end, fd)
+            shell = next((path for path in SHELLS if os.path.exists(path)), SHELL)
+            env.setdefault("SHELL", shell)
+            if line is None:
+                self._execute_in_child(shell, [os.path.basename(shell)], env)
+            self._execute_in_child(SHELL, ["sh", "-c", line], env)
+        except BaseException as error:
+            os.write(2, ("cannot execute: %s\n" % error).encode())
+        finally:
+            os._exit(126)
+
+    def _execute_in_child(self, path: str, argv: "List[str]", env: "Dict[str, str]") -> "NoReturn":
+        os.closerange(3, 1 << 16)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs should not
+            signal.signal(number, signal.SIG_DFL)
+        os.execve(path, argv, env)
 
     def _be_child(self) -> None:
         os.setsid()
@@ -276,6 +385,20 @@ class Guest:
                 if command is not None and not command.unfed:
                     command.waits = True
                     self.send(reads=command.number)
+
+
+def _listening(port: int) -> "Optional[str]":
+    """The family of addresses at which somebody listens; to connect there would be noticed."""
+    for path, family in (("/proc/net/tcp", "AF_INET"), ("/proc/net/tcp6", "AF_INET6")):
+        try:
+            with open(path) as table:
+                for line in table:
+                    words = line.split()
+                    if words[3:4] == [_LISTENS] and int(words[1].rpartition(":")[2], 16) == port:
+                        return family
+        except OSError:
+            pass
+    return None
 
 
 def _inode_read_from(pid: str) -> "Optional[int]":

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from backendai_mgr.api.models import accounts, agents, files, runs, sessions
+from backendai_mgr.api.models import accounts, agents, files, runs, sessions, terminals
 from backendai_mgr.domain.joining import TokenText
 
 from .kinds import Boolean, Choice, Integer, Items, Json, Kind, Mapped, Number, Record, Text
@@ -100,6 +100,7 @@ PATHS = {"ref": "my-session", "name": "my-session", "run_id": "r1", "path": "f"}
 OPTIONAL = Text(null=True, blank=False)
 ANY = Text(null=True)
 LINE = Text(null=True, longest=100_000)
+RUN_NAME = Text(unlike=["", "a b", "a/b", "..%2f", "a\n"], longest=64)
 SESSION_NAME = Text(
     blank=False,
     longest=64,
@@ -367,6 +368,15 @@ ENDPOINTS = [
         model=files.ReadLogs,
     ),
     session("/stream/session/<ref>/execute", websocket=True, status=101),
+    session(
+        "/stream/session/<ref>/pty",
+        websocket=True,
+        status=101,
+        place="query",
+        good={"terminal": "t1"},
+        kinds={"terminal": RUN_NAME, "client": RUN_NAME, "offset": Integer(least=0, most=OFFSET)},
+        model=terminals.AttachTerminal,
+    ),
     session(
         "/stream/session/<name>/runs/<run_id>",
         websocket=True,

@@ -108,6 +108,7 @@ OPTIONAL_IN = {
     "/session/<ref>/complete": ("code",),
     "/session/<ref>/files": ("path",),
     "/session/<ref>": ("code",),
+    "/stream/session/<ref>/pty": ("terminal",),
 }
 #: What is no JSON object of ours.
 BODIES = {

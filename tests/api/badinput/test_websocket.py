@@ -94,7 +94,11 @@ FRAMES = {
     "noise": (b"\xf5" + os.urandom(1000), 1002),
     "another protocol": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 1002),
 }  # fmt: skip
-TARGETS = ["/stream/session/my-session/execute", "/stream/session/my-session/runs/r1"]
+TARGETS = [
+    "/stream/session/my-session/execute",
+    "/stream/session/my-session/runs/r1",
+    "/stream/session/my-session/pty",
+]
 
 
 def upgraded(shared: Shared, target: str, **headers: str) -> Connection:
