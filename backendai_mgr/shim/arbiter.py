@@ -119,7 +119,8 @@ class Arbiter:
         run = Run(order, self._numbers, now.wall)
         if run.mode in BESIDE:
             self._beside[run.number] = run
-            run.state, run.started_at, run.began = RunState.RUNNING, now.wall, True
+            run.move(RunState.RUNNING)
+            run.started_at, run.began = now.wall, True
             return run, [Open(run, order.steps[0])]
         self._queue.append(run)
         self._queued_bytes += order.size
@@ -204,7 +205,8 @@ class Arbiter:
         if run.order is not None and run.order.stdin is not None and asked is not None:
             return [Answer(run, asked, run.next_line())]
         run.asked = asked
-        run.move(RunState.WAITING_INPUT)
+        if run.state is not RunState.WAITING_INPUT:  # it may ask anew before it was answered
+            run.move(RunState.WAITING_INPUT)
         return [Asked(run, is_password)]
 
     def command_done(self, number: int, exit_code: int, reason: str, now: Instant) -> list[Effect]:

@@ -59,6 +59,13 @@ def test_runs_go_one_at_a_time_in_order(arbiter: Arbiter) -> None:
     assert [run.exit_code for run in (first, second, third)] == [0, 7, None]
 
 
+def test_a_run_may_ask_anew_before_it_was_answered(arbiter: Arbiter) -> None:
+    run = admit(arbiter, "a")
+    for asked in (1, 2):
+        assert arbiter.asks(run.number, asked, False) == [Asked(run, False)]
+    assert (run.state, run.asked) == (RunState.WAITING_INPUT, 2)
+
+
 def test_a_deleted_run_is_gone_and_its_id_stays_used(arbiter: Arbiter) -> None:
     run, other = admit(arbiter, "a"), admit(arbiter, "b")
     for run_id, code in (("a", "not-ended"), ("b", "not-ended"), ("none", "not-found")):

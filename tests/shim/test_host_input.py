@@ -131,7 +131,7 @@ def test_threads_ask_one_after_the_other(kernel: HostProcess) -> None:
     kernel.start(
         "import threading\nheard = []\n"
         "threads = [threading.Thread(target=lambda: heard.append(input())) for _ in range(5)]\n"
-        "for t in threads: t.start()\nfor t in threads: t.join()\nheard"
+        "for t in threads: t.start()\nfor t in threads: t.join()\nsorted(heard)"
     )
     for text in "abcde":
         kernel.answer(text)
