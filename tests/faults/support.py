@@ -15,6 +15,7 @@ import httpx
 
 from tests.system.harness import Installation, Up, deadline, psql
 from tests.system.http import Http
+from tests.system.processes import child
 from tests.system.runs import HEALED, Runs, patiently
 
 Site = tuple[Installation, Path]
@@ -82,6 +83,14 @@ def lease_is_over(up: Up) -> bool:
 def agent_status(up: Up) -> str:
     """As the manager has stored it."""
     return psql(up, "SELECT status FROM agents")
+
+
+def connections(up: Up) -> int:
+    """How many sockets the worker has open."""
+    worker = child(up, "worker")
+    assert worker is not None
+    names = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{worker}/fd"))
+    return sum(name.startswith("socket:") for name in names)
 
 
 def free_port() -> int:

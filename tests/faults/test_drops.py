@@ -1,19 +1,17 @@
 """Clients drop their connection again and again, anywhere: what they read in the end is every byte, once."""
 
-import os
 import random
 from contextlib import closing
 
 import pytest
 
-from tests.system.harness import Up, wait_until
+from tests.system.harness import wait_until
 from tests.system.http import Http
 from tests.system.outputs import Output
-from tests.system.processes import child
 from tests.system.readers import TRANSPORTS, Drop, Reader, together
 from tests.system.runs import Runs
 
-from .support import HEALED, Site, started
+from .support import HEALED, Site, connections, started
 
 pytestmark = pytest.mark.faults
 
@@ -28,14 +26,6 @@ def plan(seed: int) -> list[Drop]:
         Drop(after=int(source.random() * longest[number % 5]), abrupt=source.random() < 0.5)
         for number in range(DROPS)
     ]
-
-
-def connections(up: Up) -> int:
-    """How many sockets the worker has open."""
-    worker = child(up, "worker")
-    assert worker is not None
-    names = (os.readlink(entry.path) for entry in os.scandir(f"/proc/{worker}/fd"))
-    return sum(name.startswith("socket:") for name in names)
 
 
 async def test_240_drops_lose_no_byte_and_repeat_none(site: Site) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -28,6 +28,8 @@ PATIENCE = 120
 #: What may not answer now is asked again so much later, in seconds.
 AGAIN = 0.05
 _PIECE = 1 << 16
+
+Pause = Callable[[], Awaitable[None]]
 
 
 class _Dropped(Exception):
@@ -65,6 +67,9 @@ class Reader:
     cuts: int = 0
     max_bytes: int = 1 << 20
     wait: float = 5.0
+    #: With so many bytes it stops to read, until `go_on`.
+    stop_at: int | None = None
+    go_on: trio.Event = attrs.field(factory=trio.Event)
     last_event: str | None = None
 
     @property
@@ -86,13 +91,17 @@ class Reader:
         """Read on one connection, until the run's end or that of the connection."""
         follow = {"json": self._poll, "events": self._events, "websocket": self._websocket}[self.transport]
         try:
-            async with _opened(self.http, drop) as link:
+            async with _opened(self.http, drop, self._pause) as link:
                 await follow(link)
         except _Dropped:
             self.drops += 1
         except (_Cut, OSError, trio.BrokenResourceError, h11.RemoteProtocolError):
             self.cuts += 1
             await trio.sleep(AGAIN)
+
+    async def _pause(self) -> None:
+        if self.stop_at is not None and self.next >= self.stop_at:
+            await self.go_on.wait()
 
     def take(self, piece: dict[str, Any]) -> None:
         """A whole reply, event or frame."""
@@ -145,7 +154,8 @@ class Reader:
 class _Link:
     """A connection whose received bytes are counted."""
 
-    def __init__(self, stream: trio.SocketStream, http: Http, drop: Drop | None) -> None:
+    def __init__(self, stream: trio.SocketStream, http: Http, drop: Drop | None, pause: Pause) -> None:
+        self._pause = pause
         self._stream = stream
         self._http = http
         self._left = None if drop is None else drop.after
@@ -154,6 +164,7 @@ class _Link:
     async def _receive(self) -> bytes:
         if self._left == 0:
             raise _Dropped
+        await self._pause()
         data = await self._stream.receive_some(_PIECE if self._left is None else min(self._left, _PIECE))
         if self._left is not None:
             self._left -= len(data)
@@ -238,10 +249,10 @@ class _Link:
 
 
 @asynccontextmanager
-async def _opened(http: Http, drop: Drop | None) -> AsyncIterator[_Link]:
+async def _opened(http: Http, drop: Drop | None, pause: Pause) -> AsyncIterator[_Link]:
     host, _, port = http.host.rpartition(":")
     stream = await trio.open_tcp_stream(host, int(port))
-    link = _Link(stream, http, drop)
+    link = _Link(stream, http, drop, pause)
     try:
         yield link
     except _Dropped:
