@@ -20,6 +20,7 @@ from .config import AgentConfig
 from .enclosure import KernelLimits
 from .images import load_manifests, packaged_manifests
 from .membership import LinkPlan, Managers, is_new_token, load_membership, own_keys, plan_link
+from .portpool import parse_ports
 from .registry import KernelRegistry, open_registry
 from .scratch import KernelStore
 from .server import serve_link
@@ -89,6 +90,7 @@ async def run_agent(
             session_lifetime=config.session_lifetime,
             run_timeout=config.run_timeout,
             upload_size=config.upload_size,
+            ports=parse_ports(config.service_ports),
         ) as registry,
         trio.open_nursery() as nursery,
     ):

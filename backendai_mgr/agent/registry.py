@@ -6,7 +6,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -20,9 +20,11 @@ from ..domain.ids import is_run_id
 from ..domain.slots import Slots
 from ..runtime.supervise import supervise
 from ..shim.failpoint import failpoint
+from ..wire.calls import ServiceStarted
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import BESIDE, AgentRefusal, KernelSpec, RunOrder, RunStatus, Started
 from . import capacity
+from .apps import Apps
 from .backends.interface import Backend, Shim
 from .files import UPLOAD_SIZE, FileAccess, KernelFiles
 from .handler import Chunk
@@ -31,6 +33,10 @@ from .runs import KernelRuns
 from .scratch import KernelStore
 
 log = logging.getLogger(__name__)
+
+
+#: Public numbers of kernels' ports, unless told otherwise.
+PORTS = range(30000, 31001)
 
 
 class DataDirInUse(Exception):
@@ -56,6 +62,7 @@ class KernelRegistry:
         upload_size: int = UPLOAD_SIZE,
         session_lifetime: float = 0.0,
         run_timeout: float = 0.0,
+        ports: range = PORTS,
     ) -> None:
         self._store = store
         self._backend = backend
@@ -67,6 +74,7 @@ class KernelRegistry:
         self._run_timeout = run_timeout
         self._version = _own_version()
         self._files = FileAccess(upload_size)
+        self._apps = Apps(backend, ports)
         self._kernels: dict[UUID, Kernel] = {}
         self._seq = 0
         self._changes = 0
@@ -162,7 +170,7 @@ class KernelRegistry:
         return self._begin(spec, old)
 
     def _begin(self, spec: KernelSpec, predecessor: Kernel | None) -> Kernel:
-        kernel = self._kernel(spec)
+        kernel = self._kernel(spec := self._apps.assign(spec))
 
         async def make_shim() -> Shim:
             if predecessor is not None:
@@ -179,6 +187,7 @@ class KernelRegistry:
     async def adopt_all(self) -> None:
         """Take over what an earlier agent left; returns when the state of each kernel is known."""
         for spec, scratch in self._store.scan():
+            self._apps.keep(spec)
             kernel = self._kernel(spec)
             if spec.incarnation <= self._store.retired(spec.kernel_id):
                 kernel.acknowledge()  # the earlier agent was, and began to clean up
@@ -197,6 +206,7 @@ class KernelRegistry:
             changed=self._note_change,
             clock=self._clock,
             lifetime=self._lifetime,
+            service_ports=self._apps.ports(spec),
         )
         self._kernels[spec.kernel_id] = kernel
         return kernel
@@ -213,6 +223,7 @@ class KernelRegistry:
             failpoint("destroy.after_remove")
             if not kernel.superseded:  # meanwhile
                 self._backend.release(kernel.spec.kernel_id)
+                self._apps.release(kernel.spec.kernel_id)
         if self._kernels.get(kernel.spec.kernel_id) is kernel:
             del self._kernels[kernel.spec.kernel_id]
         kernel.gone.set()
@@ -254,6 +265,22 @@ class KernelRegistry:
     ) -> RunStatus:
         return await self._runs(kernel_id).answer(run_id, offset, text)
 
+    async def start_service(
+        self,
+        kernel_id: UUID,
+        service: str,
+        port: int | None,
+        arguments: Mapping[str, Sequence[str]],
+        envs: Mapping[str, str],
+    ) -> ServiceStarted:
+        return await self._apps.start(self._kernel_here(kernel_id), service, port, arguments, envs)
+
+    async def shut_down_service(self, kernel_id: UUID, service: str) -> None:
+        await self._apps.shut_down(self._kernel_here(kernel_id), service)
+
+    async def connect(self, kernel_id: UUID, port: int) -> trio.SocketStream:
+        return await self._apps.connect(self._kernel_here(kernel_id), port)
+
     async def type_input(
         self, kernel_id: UUID, run_id: str, writer: str, offset: int | None, data: bytes
     ) -> int:
@@ -293,12 +320,13 @@ async def open_registry(
     run_timeout: float = 0.0,
     clock: Callable[[], float] = time.time,
     upload_size: int = UPLOAD_SIZE,
+    ports: range = PORTS,
 ) -> AsyncIterator[KernelRegistry]:
     """The registry of the kernels in *store*, those of earlier agents adopted; the back end runs meanwhile.
 
     Kernels end *session_lifetime* seconds after their start, and runs that name no limit of their own are
-    interrupted after *run_timeout* seconds (0: never). On leaving kernels go on: the next
-    registry adopts them. Raises `DataDirInUse`.
+    interrupted after *run_timeout* seconds (0: never). *ports* are the numbers of their services outside. On
+    leaving kernels go on: the next registry adopts them. Raises `DataDirInUse`.
     """
     with _locked(store.data_dir / "agent.lock"):
         store.forget_retired(clock())
@@ -314,6 +342,7 @@ async def open_registry(
                 clock=clock,
                 session_lifetime=session_lifetime,
                 upload_size=upload_size,
+                ports=ports,
             )
             await registry.adopt_all()
             nursery.start_soon(partial(supervise, backend.run, name="the back end"))
