@@ -20,6 +20,7 @@ from .config import AgentConfig
 from .enclosure import KernelLimits
 from .images import load_manifests, packaged_manifests
 from .membership import LinkPlan, Managers, is_new_token, load_membership, own_keys, plan_link
+from .portpool import parse_ports
 from .registry import KernelRegistry, open_registry
 from .retention import Limits
 from .scratch import KernelStore
@@ -95,6 +96,7 @@ async def run_agent(
                 session_bytes=config.session_output,
                 all_bytes=config.total_output,
             ),
+            ports=parse_ports(config.service_ports),
         ) as registry,
         trio.open_nursery() as nursery,
     ):

@@ -16,6 +16,7 @@ from ..runtime.config import ByteSize, HostPort, ListenAddress, Seconds
 from ..runtime.configfile import Schema, read
 from ..runtime.logging import LoggingConfig, logging_cautions, logging_contradictions
 from ..runtime.paths import default_data_dir
+from .portpool import parse_ports
 
 _RESERVED_MEM = ByteSize(256 << 20)
 _REPORT_INTERVAL = Seconds(3.0)
@@ -77,6 +78,13 @@ def _one_machine(_: Any, field: "attrs.Attribute[Any]", value: HostPort | None) 
 def is_any(host: str) -> bool:
     """Whether a server that listens on *host* listens on all addresses of its machine."""
     return ipaddress.ip_address(host).is_unspecified
+
+
+def _ports(_: Any, field: "attrs.Attribute[str]", value: str) -> None:
+    try:
+        parse_ports(value)
+    except ValueError as error:
+        raise ValueError(f"{_key(field)} {error}") from None
 
 
 def _url(_: Any, field: "attrs.Attribute[str]", value: str) -> None:
@@ -145,6 +153,8 @@ class AgentConfig:
     isolation: Literal["auto", "required", "none"] = "auto"
     #: Kernels have the machine's network; else none.
     network: bool = False
+    #: The public numbers of kernels' ports, from the first to the last.
+    service_ports: str = attrs.field(default="30000-31000", validator=_ports)
     #: Processes and threads of one kernel.
     kernel_processes: int = attrs.field(default=512, validator=_between(16, 1_000_000))
     #: Bytes of output that are kept of one run: its beginning and its end.

@@ -3,12 +3,14 @@
 `agent.server` knows frames, epochs and credit; `agent.registry` implements this and knows kernels.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 from uuid import UUID
 
 import attrs
+import trio
 
+from ..wire.calls import ServiceStarted
 from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
@@ -87,6 +89,21 @@ class Handler(Protocol):
         """Type into a terminal; how many bytes it has taken from this writer. May take a few seconds."""
 
     async def resize_terminal(self, kernel_id: UUID, run_id: str, rows: int, columns: int) -> None: ...
+
+    async def start_service(
+        self,
+        kernel_id: UUID,
+        service: str,
+        port: int | None,
+        arguments: Mapping[str, Sequence[str]],
+        envs: Mapping[str, str],
+    ) -> ServiceStarted:
+        """Have a service run; returns when it listens."""
+
+    async def shut_down_service(self, kernel_id: UUID, service: str) -> None: ...
+
+    async def connect(self, kernel_id: UUID, port: int) -> trio.SocketStream:
+        """A connection to a port inside. Besides refusals raises `shimsocket.NobodyListens` and OSError."""
 
     async def complete(self, kernel_id: UUID, code: str, cursor: int) -> Sequence[str]:
         """How the word before ``cursor`` may go on; nothing while the interpreter is busy."""

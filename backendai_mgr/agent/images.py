@@ -19,12 +19,14 @@ from ..runtime.config import ConfigError, load_toml, structure
 from ..runtime.resources import resource
 from ..wire.reports import ImageReport
 from .accounts import Account, run_as
+from .services import Service, check_services, services_label
 
 REGISTRY = "local"
 #: In a manifest's interpreters: the interpreter that runs the agent.
 SELF = "@self"
 #: Labels of this prefix tell the least amount of a slot.
 _LEAST = "ai.backend.resource.min."
+_SERVICES = "ai.backend.service-ports"
 _PROBE = """
 import sys, ast, json, linecache, os
 print('%d.%d' % sys.version_info[:2])
@@ -112,6 +114,7 @@ class Manifest:
     environ: Mapping[str, str] = attrs.Factory(dict)
     commands: Commands = Commands()
     aliases: tuple[str, ...] = ()
+    services: tuple[Service, ...] = ()
     labels: Mapping[str, str] = attrs.field(factory=dict, validator=_amounts)
 
     def __attrs_post_init__(self) -> None:
@@ -120,6 +123,7 @@ class Manifest:
                 raise ValueError(f"`{key}` is missing or empty; the runtime {runtime!r} needs it")
             if runtime != self.runtime and getattr(self, key):
                 raise ValueError(f"`{key}` is not a key of the runtime {self.runtime!r}")
+        check_services(self.services)
         if self.runtime == "python" and self.commands.query:
             raise ValueError("`commands.query`: queries are run by the interpreter itself")
 
@@ -165,6 +169,7 @@ class LocalImage:
             "ai.backend.base-distro": _distribution(),
             "ai.backend.runtime-type": self.manifest.name,
             "ai.backend.runtime-path": self.interpreter,
+            **({_SERVICES: services_label(self.manifest.services)} if self.manifest.services else {}),
             **self.manifest.labels,
         }
         return ImageReport(

@@ -1,7 +1,7 @@
 """One incarnation of a kernel on this agent, from its start or adoption until its end was acknowledged."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import trio
 
 from ..domain.status import KernelState
 from ..shim.failpoint import failpoint
-from ..wire.reports import KernelExit, KernelReport
+from ..wire.reports import KernelExit, KernelReport, ServicePort
 from ..wire.rpc import KernelSpec, RunStatus
 from .backends.interface import Backend, Shim, StartFailed
 from .pastruns import PastRuns
@@ -46,11 +46,15 @@ class Kernel:
         changed: Callable[[], None],
         clock: Callable[[], float],
         lifetime: float = 0.0,
+        service_ports: Sequence[ServicePort] = (),
     ) -> None:
         """*lifetime*: seconds from its start until it is ended; 0 for no limit."""
         self.spec = spec
         self.scratch = scratch
         self.runs = KernelRuns(scratch.runs)
+        self.service_ports = service_ports
+        #: Its shim's socket and process, while we are connected to it.
+        self.shim: tuple[Path, int] | None = None
         self.state = KernelState.STARTING
         self.exit: KernelExit | None = None
         #: Why it never came to run; None while it starts, and when it ran.
@@ -100,6 +104,7 @@ class Kernel:
             state=self.state,
             exit=self.exit,
             last_active=self._last_active,
+            service_ports=list(self.service_ports),
         )
 
     def ask_end(self, reason: str) -> None:
@@ -171,6 +176,7 @@ class Kernel:
         """Be connected to the shim until that ends; True when it lives and should be connected to again."""
         try:
             async with open_link(socket, process.pid, self) as link, trio.open_nursery() as nursery:
+                self.shim = socket, process.pid
                 nursery.start_soon(self._greet, link, process)
                 nursery.start_soon(self._watch_health, link, process)
                 nursery.start_soon(self._end_when_asked, link, process)
@@ -181,6 +187,8 @@ class Kernel:
         except ShimGone as error:
             log.warning("no connection to the shim of kernel %s: %s", self, error)
             return False
+        finally:
+            self.shim = None
         with trio.move_on_after(DEATH_TIMEOUT):  # a dying process closes its files a little before it is dead
             await process.wait()
             return False

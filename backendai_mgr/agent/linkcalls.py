@@ -113,6 +113,12 @@ class Calls:
                 )
             case calls.ResizeTerminal():
                 return await handler.resize_terminal(call.kernel_id, call.run_id, call.rows, call.columns)
+            case calls.StartService():
+                return await handler.start_service(
+                    call.kernel_id, call.service, call.port, call.arguments, call.envs
+                )
+            case calls.ShutdownService():
+                return await handler.shut_down_service(call.kernel_id, call.service)
             case calls.Complete():
                 return list(await handler.complete(call.kernel_id, call.code, call.cursor))
             case calls.ReadOutput():

@@ -1,16 +1,13 @@
 """All kernels of an agent, as the link server asks for them."""
 
-import fcntl
 import logging
-import os
 import platform
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from uuid import UUID
 
 import attrs
@@ -20,6 +17,7 @@ from ..domain.ids import is_run_id
 from ..domain.slots import Slots
 from ..runtime.supervise import supervise
 from ..shim.failpoint import failpoint
+from ..wire.calls import ServiceStarted
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import (
     BESIDE,
@@ -33,6 +31,7 @@ from ..wire.rpc import (
     page_of,
 )
 from . import capacity
+from .apps import Apps
 from .archive import Archive
 from .backends.interface import Backend, Shim
 from .files import UPLOAD_SIZE, FileAccess, KernelFiles
@@ -46,8 +45,8 @@ from .scratch import KernelStore
 log = logging.getLogger(__name__)
 
 
-class DataDirInUse(Exception):
-    """Another agent works on this data directory."""
+#: Public numbers of kernels' ports, unless told otherwise.
+PORTS = range(30000, 31001)
 
 
 class KernelRegistry:
@@ -70,6 +69,7 @@ class KernelRegistry:
         session_lifetime: float = 0.0,
         run_timeout: float = 0.0,
         retention: Limits,
+        ports: range = PORTS,
     ) -> None:
         self._store = store
         self._backend = backend
@@ -83,6 +83,7 @@ class KernelRegistry:
         self._files = FileAccess(upload_size)
         self._archive = Archive(store)
         self._retention = Retention(store.folders_of_runs, retention, clock=clock)
+        self._apps = Apps(backend, ports)
         self._kernels: dict[UUID, Kernel] = {}
         self._seq = 0
         self._changes = 0
@@ -178,7 +179,7 @@ class KernelRegistry:
         return self._begin(spec, old)
 
     def _begin(self, spec: KernelSpec, predecessor: Kernel | None) -> Kernel:
-        kernel = self._kernel(spec)
+        kernel = self._kernel(spec := self._apps.assign(spec))
 
         async def make_shim() -> Shim:
             if predecessor is not None:
@@ -195,6 +196,7 @@ class KernelRegistry:
     async def adopt_all(self) -> None:
         """Take over what an earlier agent left; returns when the state of each kernel is known."""
         for spec, scratch in self._store.scan():
+            self._apps.keep(spec)
             kernel = self._kernel(spec)
             if spec.incarnation <= self._store.retired(spec.kernel_id):
                 kernel.acknowledge()  # the earlier agent was, and began to clean up
@@ -213,6 +215,7 @@ class KernelRegistry:
             changed=self._note_change,
             clock=self._clock,
             lifetime=self._lifetime,
+            service_ports=self._apps.ports(spec),
         )
         self._kernels[spec.kernel_id] = kernel
         return kernel
@@ -230,6 +233,7 @@ class KernelRegistry:
             failpoint("destroy.after_remove")
             if not kernel.superseded:  # meanwhile
                 self._backend.release(kernel.spec.kernel_id)
+                self._apps.release(kernel.spec.kernel_id)
         if self._kernels.get(kernel.spec.kernel_id) is kernel:
             del self._kernels[kernel.spec.kernel_id]
         kernel.gone.set()
@@ -292,6 +296,22 @@ class KernelRegistry:
     ) -> RunStatus:
         return await self._runs(kernel_id).answer(run_id, offset, text)
 
+    async def start_service(
+        self,
+        kernel_id: UUID,
+        service: str,
+        port: int | None,
+        arguments: Mapping[str, Sequence[str]],
+        envs: Mapping[str, str],
+    ) -> ServiceStarted:
+        return await self._apps.start(self._kernel_here(kernel_id), service, port, arguments, envs)
+
+    async def shut_down_service(self, kernel_id: UUID, service: str) -> None:
+        await self._apps.shut_down(self._kernel_here(kernel_id), service)
+
+    async def connect(self, kernel_id: UUID, port: int) -> trio.SocketStream:
+        return await self._apps.connect(self._kernel_here(kernel_id), port)
+
     async def type_input(
         self, kernel_id: UUID, run_id: str, writer: str, offset: int | None, data: bytes
     ) -> int:
@@ -338,14 +358,15 @@ async def open_registry(
     clock: Callable[[], float] = time.time,
     upload_size: int = UPLOAD_SIZE,
     retention: Limits | None = None,
+    ports: range = PORTS,
 ) -> AsyncIterator[KernelRegistry]:
     """The registry of the kernels in *store*, those of earlier agents adopted; the back end runs meanwhile.
 
     Kernels end *session_lifetime* seconds after their start, and runs that name no limit of their own are
-    interrupted after *run_timeout* seconds (0: never). On leaving kernels go on: the next
-    registry adopts them. Raises `DataDirInUse`.
+    interrupted after *run_timeout* seconds (0: never). *ports* are the numbers of their services outside. On
+    leaving kernels go on: the next registry adopts them. Raises `scratch.DataDirInUse`.
     """
-    with _locked(store.data_dir / "agent.lock"):
+    with store.locked():
         store.forget_retired(clock())
         async with trio.open_nursery() as nursery:
             boot = secrets.token_hex(8)
@@ -360,6 +381,7 @@ async def open_registry(
                 session_lifetime=session_lifetime,
                 upload_size=upload_size,
                 retention=retention or Limits(),
+                ports=ports,
             )
             await registry.adopt_all()
             nursery.start_soon(partial(supervise, backend.run, name="the back end"))
@@ -373,16 +395,3 @@ def _own_version() -> str:
         return version("backendai-mgr")
     except PackageNotFoundError:  # run from a source tree
         return "0"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataDirInUse(f"{path.parent} is in use by another agent") from None
-        yield
-    finally:
-        os.close(fd)

@@ -17,13 +17,14 @@
 A retired incarnation is never started again, even if a belated or repeated request asks for it.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -121,6 +122,10 @@ def run_folder(runs: Path, run_id: str) -> Path:
     return runs / hashlib.sha256(run_id.encode()).hexdigest()
 
 
+class DataDirInUse(Exception):
+    """Another agent works on this data directory."""
+
+
 class KernelStore:
     """The kernels of one agent on disk. All methods are short file operations."""
 
@@ -138,6 +143,19 @@ class KernelStore:
         self._make(self.ready)
         self._retired.mkdir(0o700, exist_ok=True)
         self._past.mkdir(0o700, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While inside no other agent works here. Raises `DataDirInUse`."""
+        fd = os.open(self.data_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataDirInUse(f"{self.data_dir} is in use by another agent") from None
+            yield
+        finally:
+            os.close(fd)
 
     def scratch(self, kernel_id: UUID) -> Scratch:
         return Scratch(self._kernels / str(kernel_id))

@@ -14,6 +14,7 @@ from .handler import Handler
 from .linkcalls import Calls
 from .linkreports import Fence, Reports
 from .linkstreams import Streams
+from .linktunnels import Tunnels
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ async def serve_link(
 
     ``started()`` tells the endpoint that is bound. Nothing that a peer sends, and no failing call, ends it;
     OSError when the address cannot be bound. Intervals in seconds: a report goes out at least every
-    *report_interval*; a peer that is silent for *peer_timeout* loses its open streams.
+    *report_interval*; a peer that is silent for *peer_timeout* loses its open streams and tunnels.
     """
     async with (
         open_context() as context,
@@ -45,11 +46,12 @@ async def serve_link(
         reports = Reports(handler, fence, router.send, interval=report_interval)
         calls = Calls(handler, fence, router.send, nursery)
         streams = Streams(handler, router.send, nursery, peer_timeout=peer_timeout)
+        tunnels = Tunnels(handler, router.send, nursery, peer_timeout=peer_timeout)
         nursery.start_soon(reports.run)
         nursery.start_soon(_log_refusals, router)
         task_status.started(router.endpoint)
         log.info("the agent listens on %s", router.endpoint)
-        await _Dispatcher(router, calls, reports, streams).run()
+        await _Dispatcher(router, calls, reports, streams, tunnels).run()
 
 
 async def _log_refusals(router: Router) -> None:
@@ -65,11 +67,14 @@ async def _log_refusals(router: Router) -> None:
 class _Dispatcher:
     """Hands each message to the part that it is for. Never waits for any of them."""
 
-    def __init__(self, router: Router, calls: Calls, reports: Reports, streams: Streams) -> None:
+    def __init__(
+        self, router: Router, calls: Calls, reports: Reports, streams: Streams, tunnels: Tunnels
+    ) -> None:
         self._router = router
         self._calls = calls
         self._reports = reports
         self._streams = streams
+        self._tunnels = tunnels
         self._complaints = LogLimit()
 
     async def run(self) -> None:
@@ -85,7 +90,7 @@ class _Dispatcher:
         match frames:
             case [callosum.UPPER, *_]:
                 self._call(peer, frames)
-            case [link.EVENTS | link.STREAM, *_]:
+            case [link.EVENTS | link.STREAM | link.TUNNEL, *_]:
                 self._link_message(peer, link.decode(frames))
             case [callosum.PING, header, body] if len(header) + len(body) <= _MAX_PING:
                 self._pong(peer, header, body)
@@ -106,6 +111,8 @@ class _Dispatcher:
                 self._reports.acknowledge(peer, message)
             case link.Open() | link.Credit() | link.Close():
                 self._streams.on_message(peer, message)
+            case link.Dial() | link.Piece() | link.Taken() | link.Hangup():
+                self._tunnels.on_message(peer, message)
             case _:
                 raise FrameError(f"{message.op} is not for an agent")
 

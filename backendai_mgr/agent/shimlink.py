@@ -230,8 +230,13 @@ async def open_link(path: Path, pid: int, listener: Listener) -> AsyncIterator[S
     except OSError as error:
         raise ShimGone(f"{path}: {error}") from error
     async with stream:
-        raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        peer, _, _ = _CREDENTIALS.unpack(raw)
-        if peer != pid:
-            raise ShimGone(f"{path} is served by process {peer}, not by {pid}")
+        check_peer(stream, path, pid)
         yield ShimLink(stream, listener)
+
+
+def check_peer(stream: trio.SocketStream, path: Path, pid: int) -> None:
+    """Raises `ShimGone` unless this process serves *path*."""
+    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    peer, _, _ = _CREDENTIALS.unpack(raw)
+    if peer != pid:
+        raise ShimGone(f"{path} is served by process {peer}, not by {pid}")

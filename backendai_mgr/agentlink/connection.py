@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import trio
@@ -18,6 +19,7 @@ from ..wire.rpc import AgentRefusal, AgentUnreachable
 from .feed import Feeds
 from .keys import NotDialled
 from .streams import Streams
+from .tunnels import Tunnels
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Connection:
         self._keys = keys
         self.streams = Streams(self._try_send)
         self.feeds = Feeds(self._try_send, interval=interval)
+        self.tunnels = Tunnels(self.send, self._try_send)
         self._interval = interval
         self.silence = silence
         self._restart = restart
@@ -141,6 +144,7 @@ class Connection:
         for pending in self._pending.values():
             pending.done.set()
         self.streams.abort(self._unreachable)
+        self.tunnels.abort(self._unreachable)
 
     def retire(self) -> None:
         """End as soon as nobody uses the connection."""
@@ -245,6 +249,7 @@ class Connection:
             now = trio.current_time()
             self.feeds.tick(now)
             self.streams.tick(now, heard=self.last_heard, silence=self.silence, lost=self._unreachable)
+            self.tunnels.tick()
 
     async def _watch_breaks(self, dealer: Dealer, nursery: trio.Nursery) -> None:
         """Let the calls under way fail as soon as the connection breaks: the agent died, or answers in vain.
@@ -260,6 +265,7 @@ class Connection:
             if self._ready.is_set():
                 self._ready, self._away_since = trio.Event(), trio.current_time()
             self.feeds.on_break()
+            self.tunnels.abort(partial(self._unreachable, "the connection broke"))
             nursery.start_soon(dealer.send, _PING)  # waits for that connection, which may be refused
 
     async def _receive(self, dealer: Dealer) -> None:
@@ -281,7 +287,7 @@ class Connection:
                 self.feeds.on_pong()
             case [callosum.UPPER, *_]:
                 self._answer(callosum.decode(frames))
-            case [link.EVENTS | link.STREAM, *_]:
+            case [link.EVENTS | link.STREAM | link.TUNNEL, *_]:
                 self._link_message(link.decode(frames))
             case _:
                 raise FrameError(f"{len(frames)} frames of no known type")
@@ -294,6 +300,8 @@ class Connection:
                 self.feeds.on_refused(message.epoch)
             case link.Data() | link.End() | link.Failed():
                 self.streams.on_message(message)
+            case link.Dialled() | link.Piece() | link.Taken() | link.Hangup():
+                self.tunnels.on_message(message)
             case _:
                 raise FrameError(f"{message.op} is not for a manager")
 

@@ -1,7 +1,7 @@
 """Links to agents (`services.agentports.Agents`): a connection for each address, dialled at first use."""
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from ..wire.rpc import MAX_RUNS, AgentRefusal, KernelSpec, Output, RunOrder, Run
 from .connection import Connection
 from .feed import Feed
 from .keys import LinkKeys
+from .tunnels import Tunnel
 
 T = TypeVar("T")
 
@@ -242,6 +243,40 @@ class Link:
             order=order,
         )
         return _as_output(await self._call(call))
+
+    # ------------------------------------------------------------ services
+
+    async def start_service(
+        self,
+        kernel_id: KernelId,
+        service: str,
+        *,
+        port: int | None,
+        arguments: Mapping[str, Sequence[str]],
+        envs: Mapping[str, str],
+    ) -> calls.ServiceStarted:
+        """Have a service run, and wait until it listens."""
+        given = {name: list(values) for name, values in arguments.items()}
+        call = calls.StartService(
+            kernel_id=kernel_id, service=service, port=port, arguments=given, envs=dict(envs)
+        )
+        return _as(calls.ServiceStarted, await self._call(call))
+
+    async def shut_down_service(self, kernel_id: KernelId, service: str) -> None:
+        """Ask a service to end, if it runs."""
+        await self._call(calls.ShutdownService(kernel_id=kernel_id, service=service))
+
+    @asynccontextmanager
+    async def tunnel(self, kernel_id: KernelId, port: int) -> AsyncIterator[Tunnel]:
+        """A connection to a port inside of the kernel, closed at the end. Raises what calls raise."""
+        connection = self._links.connection(self._agent_id, self._addr)
+        with connection.used():
+            await connection.ready(timeout=connection.silence)
+            tunnel = await connection.tunnels.dial(kernel_id, port)
+            try:
+                yield tunnel
+            finally:
+                connection.tunnels.hang_up(tunnel)
 
     # ------------------------------------------------------------ files
 

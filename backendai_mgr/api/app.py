@@ -15,6 +15,7 @@ from ..domain.errors import InvalidParameters
 from . import (
     accounts,
     agents,
+    apps,
     execute,
     files,
     legacy_files,
@@ -50,6 +51,7 @@ BLUEPRINTS = (
     legacy_files.blueprint,
     legacy_stream.blueprint,
     terminals.blueprint,
+    apps.blueprint,
     operations.blueprint,
     agents.blueprint,
 )

@@ -12,6 +12,7 @@ from quart import current_app, has_websocket_context, request, websocket
 
 from ..domain.errors import Unavailable
 from ..services.accounts import KeyCache
+from ..services.apps import AppService
 from ..services.files import FileService
 from ..services.health import Health
 from ..services.joining import JoinService
@@ -40,6 +41,7 @@ class ApiServices:
     sessions: SessionService
     runs: RunService
     terminals: TerminalService
+    apps: AppService
     files: FileService
     joining: JoinService
     health: Health

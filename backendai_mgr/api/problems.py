@@ -147,6 +147,8 @@ def _of_refusal(refusal: errors.Refusal) -> Problem:
     match refusal:
         case errors.AgentFailed():
             return _of_agent(refusal)
+        case errors.ServiceFailed():
+            return attrs.evolve(INTERNAL, msg="Failed to launch the app service", data=refusal.message)
         case errors.NotFound():
             kind, title, status = "object-not-found", f"No such {refusal.kind}.", 404
         case _:

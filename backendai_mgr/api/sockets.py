@@ -30,6 +30,7 @@ GOING_AWAY = 1001
 INVALID_DATA = 1007
 POLICY = 1008
 INTERNAL_ERROR = 1011
+TRY_AGAIN = 1013
 
 
 class PeerLeft(Exception):
@@ -104,6 +105,10 @@ class Socket(TrioWebsocket):
     async def send_value(self, value: Any) -> None:
         """Send *value* as JSON. `PeerLeft` when the client took nothing for too long."""
         await self._bounded(self._send, to_json(value))
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send a binary message. `PeerLeft` as above."""
+        await self._bounded(self._send, data)
 
     async def receive_message(self) -> str | bytes:
         """The next message; `PeerLeft` when there will be none."""

@@ -21,6 +21,7 @@ from ..domain.ids import AgentId
 from ..services.accounts import KeyCache
 from ..services.agents import AgentKeeper
 from ..services.agentwatch import KeeperConfig
+from ..services.apps import AppService
 from ..services.directory import Directory
 from ..services.files import FileService
 from ..services.health import Health
@@ -98,6 +99,7 @@ def build(
             sessions=SessionService(sessions, keys, hub, architecture=platform.machine(), now=now),
             runs=RunService(directory, links),
             terminals=TerminalService(directory, links),
+            apps=AppService(directory, links),
             files=FileService(directory, sessions, keys, links),
             joining=JoinService(
                 PgJoining(database), cluster_id=config.cluster_id, public_key=public_key, now=now

@@ -195,7 +195,7 @@ def agent(manager_url: str | None, join_token: str | None, **given: Any) -> Any:
 async def _agent(process: _Process, given: Sequence[Setting]) -> None:
     from ..agent.build import prepare_data_dir, run_agent
     from ..agent.config import SCHEMA
-    from ..agent.registry import DataDirInUse
+    from ..agent.scratch import DataDirInUse
 
     with told(ConfigError):
         config = _in_force(_read_agent(SCHEMA, process, given))

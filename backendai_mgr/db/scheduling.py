@@ -106,7 +106,7 @@ RETURNING k.id, k.session_id, k.incarnation
 
 KERNELS_TO_START = """
 SELECT k.id, k.session_id, s.name, k.incarnation, k.agent, k.agent_addr, k.image, k.architecture,
-       k.occupied_slots, s.environ, s.bootstrap_script, k.status::text AS status
+       k.occupied_slots, s.environ, s.bootstrap_script, s.preopen_ports, k.status::text AS status
   FROM kernels k JOIN sessions s ON s.id = k.session_id
  WHERE {condition} ORDER BY k.status_changed, k.id LIMIT $1
 """
@@ -362,5 +362,6 @@ def _to_start(row: Row) -> KernelToStart:
         slots=row["occupied_slots"],
         environ=environ_mapping(row["environ"]),
         bootstrap_script=row["bootstrap_script"],
+        preopen_ports=row["preopen_ports"],
         status=Status(row["status"]),
     )

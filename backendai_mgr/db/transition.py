@@ -107,10 +107,11 @@ UPDATE kernels AS k
        container_id = CASE WHEN m.goal = 'PENDING' OR m.renewed THEN NULL ELSE k.container_id END,
        created_boot = CASE WHEN m.goal = 'PENDING' OR m.renewed THEN NULL ELSE k.created_boot END,
        created_seq = CASE WHEN m.goal = 'PENDING' OR m.renewed THEN NULL ELSE k.created_seq END,
+       service_ports = coalesce(m.offers -> 'service_ports', k.service_ports),
        last_active = CASE WHEN m.goal = 'RUNNING' THEN $1::timestamptz ELSE k.last_active END
   FROM unnest($2::uuid[], $3::uuid[], $4::int[], $5::text[]::kernelstatus[], $6::text[]::kernelstatus[],
-              $7::text[], $8::int[], $9::timestamptz[], $10::bool[])
-       AS m (id, session_id, incarnation, seen, goal, info, exit_code, deadline, renewed)
+              $7::text[], $8::int[], $9::timestamptz[], $10::bool[], $11::jsonb[])
+       AS m (id, session_id, incarnation, seen, goal, info, exit_code, deadline, renewed, offers)
   JOIN kernels AS old ON old.id = m.id
  WHERE k.id = m.id AND k.session_id = m.session_id AND k.status = m.seen AND k.incarnation = m.incarnation
 RETURNING k.id, old.agent, k.cluster_role, k.cluster_idx, k.exit_code
@@ -132,6 +133,11 @@ async def _move_kernels(conn: Conn, batch: Sequence[KernelMove], now: datetime) 
         [item.exit_code for item in batch],
         [deadline(item.to, now) for item in batch],
         [item.to in NEW_LIFE for item in batch],
+        # In an object: a list in a list would be an array of two dimensions.
+        [
+            None if item.service_ports is None else {"service_ports": list(item.service_ports)}
+            for item in batch
+        ],
     )
     found = {row["id"]: row for row in rows}
     return [

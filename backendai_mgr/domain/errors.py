@@ -92,5 +92,9 @@ class AgentFailed(Refusal):
         self.timeout = timeout
 
 
+class ServiceFailed(Refusal):
+    """A service did not come to listen; ``message`` has its last words."""
+
+
 class NoRoom(Refusal):
     """The session's machine has no room left for what was asked."""

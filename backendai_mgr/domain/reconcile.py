@@ -4,8 +4,9 @@ A kernel is *missing* when a report that must know it does not show it: one with
 ``seq`` not below that of the agent's answer to create.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import attrs
@@ -24,16 +25,19 @@ class Seen:
     state: KernelState
     reason: str = ""
     exit_code: int | None = None
+    #: What it offers, as it is stored.
+    service_ports: Sequence[Mapping[str, Any]] = ()
 
 
 @attrs.frozen(kw_only=True)
 class Change:
-    """Move this kernel, which is ``row.status`` now, to ``to``."""
+    """Move this kernel, which is ``row.status`` now, to ``to``. ``service_ports`` None: as they are."""
 
     row: KernelRow
     to: Status
     reason: str
     exit_code: int | None = None
+    service_ports: Sequence[Mapping[str, Any]] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -90,7 +94,9 @@ def reconcile(
             if row.status is Status.TERMINATING:
                 destroy.append(kernel)
             elif kernel.state is KernelState.RUNNING and row.status in _AWAIT_START:
-                changes.append(Change(row=row, to=Status.RUNNING, reason=""))
+                changes.append(
+                    Change(row=row, to=Status.RUNNING, reason="", service_ports=kernel.service_ports)
+                )
         elif kernel.id in known:
             destroy.append(kernel)
         elif kernel.cluster_id == cluster_id:

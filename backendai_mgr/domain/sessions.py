@@ -113,6 +113,7 @@ class KernelToStart:
     slots: Mapping[str, str]
     environ: Mapping[str, str]
     bootstrap_script: str | None
+    preopen_ports: Sequence[int] = ()
     #: What it was when it was looked up.
     status: Status = Status.SCHEDULED
 

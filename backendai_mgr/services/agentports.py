@@ -1,10 +1,11 @@
 """What the services need of agents, as protocols that adapters implement."""
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from ..domain.ids import AgentId, KernelId
+from ..wire.calls import ServiceStarted
 from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
@@ -19,6 +20,16 @@ class ReportFeed(Protocol):
 
     async def ack(self, report: Report, ended: Collection[KernelReport]) -> None:
         """Tell the agent that these ended kernels are stored and need not be reported again."""
+
+
+class Tunnel(Protocol):
+    """A connection to a service."""
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it, as fast as the service reads; what comes after its end goes nowhere."""
+
+    async def receive(self) -> bytes:
+        """The next bytes; none when the service has hung up. Raises what calls of the link raise."""
 
 
 class AgentLink(Protocol):
@@ -80,6 +91,23 @@ class AgentLink(Protocol):
         self, kernel_id: KernelId, run_id: str, *, wait: float, max_bytes: int, order: RunOrder | None = None
     ) -> Output:
         """Legacy: start the run if there is an order, continue at the run's own cursor and advance it."""
+
+    async def start_service(
+        self,
+        kernel_id: KernelId,
+        service: str,
+        *,
+        port: int | None,
+        arguments: Mapping[str, Sequence[str]],
+        envs: Mapping[str, str],
+    ) -> ServiceStarted:
+        """Have a service run, and wait until it listens."""
+
+    async def shut_down_service(self, kernel_id: KernelId, service: str) -> None:
+        """Ask a service to end, if it runs."""
+
+    def tunnel(self, kernel_id: KernelId, port: int) -> AbstractAsyncContextManager[Tunnel]:
+        """A connection to a port inside of the kernel; refused with `connection-refused`."""
 
     async def list_files(self, kernel_id: KernelId, path: str) -> Listing: ...
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from math import inf
+from typing import Any
 from uuid import UUID
 
 import attrs
@@ -12,7 +13,7 @@ import trio
 from ..domain.ids import AgentId, KernelId
 from ..domain.reconcile import Change, Reconciliation, Seen, reconcile
 from ..wire.callosum import AgentError
-from ..wire.reports import KernelReport, Report
+from ..wire.reports import KernelReport, Report, ServicePort
 from ..wire.rpc import AgentRefusal, AgentUnreachable
 from .agentports import AgentLink, Agents, ReportFeed
 from .files import read_log
@@ -224,7 +225,14 @@ def _seen(kernel: KernelReport) -> Seen:
         state=kernel.state,
         reason=kernel.exit.reason if kernel.exit else "",
         exit_code=kernel.exit.exit_code if kernel.exit else None,
+        service_ports=[_stored_port(port) for port in kernel.service_ports],
     )
+
+
+def _stored_port(port: ServicePort) -> dict[str, Any]:
+    """A service as its kernel's row keeps it."""
+    told = attrs.asdict(port)
+    return {name: told[name] for name in told if told[name] or not name.startswith("allowed_")}
 
 
 def _move(change: Change) -> KernelMove:
@@ -236,4 +244,5 @@ def _move(change: Change) -> KernelMove:
         to=change.to,
         info=change.reason,
         exit_code=change.exit_code,
+        service_ports=change.service_ports,
     )

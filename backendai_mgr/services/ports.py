@@ -91,6 +91,8 @@ class KernelMove:
     info: str = ""
     exit_code: int | None = None
     sentence: str = ""
+    #: What the kernel offers from now on; None: what it offered before.
+    service_ports: Sequence[Mapping[str, Any]] | None = None
 
 
 #: How the wish for another name came out.

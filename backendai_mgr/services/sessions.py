@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: How long a destroy waits to see the end; the end itself comes in any case (domain.lifecycle).
 DESTROY_WAIT = 15.0
+#: Ports that a session's user may open.
+MAX_PREOPEN = 16
 NOT_YET = "This is not supported by this version."
 
 
@@ -285,7 +287,7 @@ class SessionService:
             bootstrap_script=None,
             startup_command=request.startup_command,
             callback_url=None,
-            preopen_ports=(),
+            preopen_ports=request.preopen_ports,
             created_at=self._now(),
         )
 
@@ -319,10 +321,11 @@ def _refuse_what_cannot_be_done(caller: Caller, request: CreateRequest) -> None:
         raise invalid("starts_at", "Only batch sessions may have a start time.")
     if request.mounts or request.mount_map:
         raise NotFound("virtual folder")
+    if len(request.preopen_ports) > MAX_PREOPEN:
+        raise invalid("config.preopen_ports", f"There may be at most {MAX_PREOPEN}.")
     unsupported = {
         "type": request.type != "interactive",
         "config.agent_list": bool(request.agent_list),
-        "config.preopen_ports": bool(request.preopen_ports),
         "bootstrap_script": bool(request.bootstrap_script),
         "dependencies": bool(request.dependencies),
         "callback_url": bool(request.callback_url),

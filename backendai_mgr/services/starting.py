@@ -162,4 +162,5 @@ def _spec(kernel: KernelToStart, cluster_id: str) -> KernelSpec:
         slots=dict(kernel.slots),
         environ=dict(kernel.environ),
         bootstrap_script=kernel.bootstrap_script,
+        preopen_ports=list(kernel.preopen_ports),
     )

@@ -7,8 +7,7 @@ import pytest
 import trio
 
 from backendai_mgr.agent.processes import Process
-from backendai_mgr.agent.registry import DataDirInUse
-from backendai_mgr.agent.scratch import read_json
+from backendai_mgr.agent.scratch import DataDirInUse, read_json
 from backendai_mgr.domain.status import KernelState
 from backendai_mgr.wire.rpc import AgentRefusal
 

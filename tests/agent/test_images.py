@@ -234,4 +234,6 @@ async def test_the_example_in_the_documentation_works(tmp_path):
         )
         assert done.stdout == (b"" if "make" in line else b"42")
     known = {field.name for field in attrs.fields(type(manifest))} - {"interpreters"}
-    assert {name for name in known if re.search(rf"^(\[{name}\]|{name} =)", example, re.MULTILINE)} == known
+    assert {
+        name for name in known if re.search(rf"^(\[\[?{name}\]|{name} =)", example, re.MULTILINE)
+    } == known

@@ -18,6 +18,7 @@ from backendai_mgr.api.limits import Limits
 from backendai_mgr.api.server.serving import open_listener, serve_http
 from backendai_mgr.domain.signing import SignedParts, sign
 from backendai_mgr.services.joining import JoinService
+from tests.fakes.apps import FakeApps
 from tests.fakes.files import FakeFiles
 from tests.fakes.joining import CLUSTER, MANAGER_KEY, FakeJoinStore
 from tests.fakes.services import ACCESS_KEY, SECRET_KEY, FakeHealth, FakeKeys, FakeRuns, FakeSessions
@@ -80,6 +81,7 @@ class Server:
     sessions: FakeSessions
     runs: FakeRuns
     terminals: FakeTerminals
+    apps: FakeApps
     files: FakeFiles
     joins: FakeJoinStore
     health: FakeHealth
@@ -129,10 +131,10 @@ async def serving(
     limits = limits or Limits()
     keys, sessions, health, registry = FakeKeys(), FakeSessions(), FakeHealth(), CollectorRegistry()
     runs, files = FakeRuns(sessions), FakeFiles(sessions)
-    terminals, joins = FakeTerminals(runs), FakeJoinStore()
+    terminals, apps, joins = FakeTerminals(runs), FakeApps(runs), FakeJoinStore()
     joining = JoinService(joins, cluster_id=CLUSTER, public_key=MANAGER_KEY, now=lambda: datetime.now(UTC))
     services = ApiServices(
-        keys=keys, sessions=sessions, runs=runs, terminals=terminals, files=files, joining=joining,
+        keys=keys, sessions=sessions, runs=runs, terminals=terminals, apps=apps, files=files, joining=joining,
         health=health, registry=registry, now=lambda: datetime.now(UTC),
     )  # fmt: skip
     listener = open_listener(address, port)
@@ -144,7 +146,7 @@ async def serving(
         await nursery.start(serve)
         yield Server(
             host=host, url=f"{'http' if tls is None else 'https'}://{host}", keys=keys, sessions=sessions,
-            runs=runs, terminals=terminals, files=files, joins=joins, health=health,
+            runs=runs, terminals=terminals, apps=apps, files=files, joins=joins, health=health,
             registry=registry, stop=stop,
         )  # fmt: skip
         stop.set()

@@ -269,6 +269,7 @@ async def test_scheduled_kernels_are_to_be_started_and_claimed_once(db):
     assert (kernel.slots, kernel.environ, kernel.bootstrap_script) == (
         session.slots, {"A": "1", "B": "x=y"}, "echo hello",
     )  # fmt: skip
+    assert list(kernel.preopen_ports) == [8080, 8081]
     claims = []
 
     async def claim() -> None:

@@ -109,6 +109,20 @@ async def test_moves_of_one_kernel_may_follow_each_other_in_a_batch(db):
     ]
 
 
+async def test_what_a_kernel_offers_is_kept_until_it_offers_something_else(db):
+    await add_agent(db)
+    (kernel_id,) = await insert_session(db, Status.PREPARING)
+    ports = [{"name": "http", "protocol": "http", "container_ports": [8000], "host_ports": [30000]}]
+    sessions = PgSessions(db)
+    await sessions.move([move(kernel_id, Status.PREPARING, Status.RUNNING, service_ports=ports)], now=LATER)
+    assert (await sessions.get(kernel_id)).service_ports == ports
+    await sessions.move([move(kernel_id, Status.RUNNING, Status.RESTARTING)], now=LATER)
+    assert (await sessions.get(kernel_id)).service_ports == ports
+    again = move(kernel_id, Status.RESTARTING, Status.RUNNING, 2, service_ports=[])
+    await sessions.move([again], now=LATER)
+    assert (await sessions.get(kernel_id)).service_ports == []
+
+
 async def test_an_empty_info_keeps_the_reason_before_and_a_start_begins_anew(db):
     await add_agent(db)
     sessions = PgSessions(db)

@@ -1,6 +1,7 @@
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,3 +176,12 @@ def test_changes_are_legal_single_and_stable(rows, kernels):
         (r.kernel_id, life) for r in rows if r.status is Status.RESTARTING for life in range(r.incarnation)
     }
     assert {(s.id, s.incarnation) for s in result.destroy} == living - wanted - followed
+
+
+def test_what_a_kernel_offers_is_stored_when_it_comes_to_run():
+    ports = ({"name": "http", "protocol": "http", "container_ports": [8000], "host_ports": [30000]},)
+    running = attrs.evolve(seen("running"), service_ports=ports)
+    (change,) = run([row("PREPARING")], [running]).changes
+    assert change.service_ports == ports
+    (change,) = run([row("RUNNING")], [attrs.evolve(seen("ended"), service_ports=ports)]).changes
+    assert change.service_ports is None

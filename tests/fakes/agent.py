@@ -9,7 +9,9 @@ import attrs
 import trio
 
 from backendai_mgr.agent.handler import Chunk
+from backendai_mgr.agent.shimsocket import NobodyListens
 from backendai_mgr.domain.status import KernelState, RunState
+from backendai_mgr.wire.calls import ServiceStarted
 from backendai_mgr.wire.files import FilePiece, Listing, LogPiece, LogPlace
 from backendai_mgr.wire.records import Record
 from backendai_mgr.wire.reports import KernelExit, KernelReport, Report
@@ -121,6 +123,7 @@ class FakeAgent:
         self.acknowledged: list[tuple[UUID, int]] = []
         self.content: dict[UUID, dict[str, bytes]] = {}
         self.abandoned: list[tuple[str, float]] = []
+        self.services: dict[str, tuple[dict, dict]] = {}
         self.read_to = 0  # end of the farthest record handed out by read_output
         self._refusals: dict[str, Exception] = {}
         self._held: dict[str, trio.Event] = {}
@@ -296,6 +299,20 @@ class FakeAgent:
     async def resize_terminal(self, kernel_id: UUID, run_id: str, rows: int, columns: int) -> None:
         await self._called("resize_terminal")
         self._run(kernel_id, run_id).size = rows, columns
+
+    async def start_service(self, kernel_id, service, port, arguments, envs) -> ServiceStarted:
+        await self._called("start_service")
+        running = service in self.services
+        self.services.setdefault(service, (dict(arguments), dict(envs)))
+        return ServiceStarted(port=port or 8000, was_running=running)
+
+    async def shut_down_service(self, kernel_id: UUID, service: str) -> None:
+        await self._called("shut_down_service")
+        self.services.pop(service, None)
+
+    async def connect(self, kernel_id: UUID, port: int) -> trio.SocketStream:
+        await self._called("connect")
+        raise NobodyListens
 
     async def complete(self, kernel_id: UUID, code: str, cursor: int) -> list[str]:
         await self._called("complete")

@@ -9,8 +9,9 @@ import trio
 from backendai_mgr.domain.status import KernelState, RunState
 from backendai_mgr.services.ports import StaleEpoch
 from backendai_mgr.shim.keyboard import Keyboard
+from backendai_mgr.wire.calls import ServiceStarted
 from backendai_mgr.wire.files import FilePiece, Listing, LogPiece
-from backendai_mgr.wire.reports import KernelExit, KernelReport, Report
+from backendai_mgr.wire.reports import KernelExit, KernelReport, Report, ServicePort
 from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, Output, RunStatus, Started, page_of
 
 REPORT_INTERVAL = 3.0
@@ -46,6 +47,7 @@ class FakeAgent:
         self.typed: dict = {}
         self.keyboards: dict = {}
         self.sizes: list = []
+        self.services: dict = {}
         self._changed = trio.Event()
 
     # what tests do to it
@@ -103,6 +105,12 @@ class FakeAgent:
                 incarnation=spec.incarnation,
                 cluster_id=spec.cluster_id,
                 state=KernelState.RUNNING,
+                service_ports=[
+                    ServicePort(
+                        name=str(port), protocol="preopen", container_ports=[port], host_ports=[port + 1]
+                    )
+                    for port in spec.preopen_ports
+                ],
             )
         self.seq += 1
         self.change()
@@ -176,6 +184,21 @@ class FakeAgent:
     async def resize_terminal(self, kernel_id, run_id, *, rows, columns):
         await self._called("resize_terminal")
         self.sizes.append((run_id, rows, columns))
+
+    async def start_service(self, kernel_id, service, *, port, arguments, envs):
+        await self._called("start_service")
+        running = service in self.services
+        self.services[service] = (port, arguments, envs)
+        return ServiceStarted(port=port or 8000, was_running=running)
+
+    async def shut_down_service(self, kernel_id, service):
+        await self._called("shut_down_service")
+        self.services.pop(service, None)
+
+    @asynccontextmanager
+    async def tunnel(self, kernel_id, port):
+        await self._called("tunnel")
+        yield (kernel_id, port)
 
     async def complete(self, kernel_id, code, cursor):
         await self._called("complete")

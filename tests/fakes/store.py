@@ -46,6 +46,7 @@ class FakeStore:
     def __init__(self) -> None:
         self.sessions: dict[UUID, Session] = {}
         self.deadlines: dict[UUID, datetime | None] = {}
+        self.preopen: dict[UUID, tuple[int, ...]] = {}
         self.created_by: dict[UUID, tuple[str, int] | None] = {}
         self.agents: dict[str, dict] = {}
         self.leases: dict[str, tuple[str, int, float]] = {}
@@ -178,6 +179,7 @@ class FakeStore:
             exit_code=None,
         )
         self.sessions[new.id] = session
+        self.preopen[new.id] = tuple(new.preopen_ports)
         self._event("session_enqueued", session)
         return True
 
@@ -239,6 +241,8 @@ class FakeStore:
                 reasons={**session.reasons, **told},
                 exit_code=None if renewed else move.exit_code,
             )
+            if move.service_ports is not None:
+                session = attrs.evolve(session, service_ports=move.service_ports)
             self.sessions[move.session_id] = session
             self.deadlines[move.session_id] = deadline(move.to, now)
             for table in (KERNEL_EVENT, SESSION_EVENT):
@@ -382,6 +386,7 @@ class FakeStore:
             architecture=s.architecture,
             slots=s.requested_slots,
             environ=s.environ,
+            preopen_ports=self.preopen.get(s.id, ()),
             bootstrap_script=None,
             status=s.status,
         )

@@ -9,6 +9,7 @@ from backendai_mgr.domain.accounts import Caller, Credential, KeypairPolicy, Rol
 from backendai_mgr.services.accounts import KeyCache
 from backendai_mgr.services.agents import AgentKeeper
 from backendai_mgr.services.agentwatch import KeeperConfig
+from backendai_mgr.services.apps import AppService
 from backendai_mgr.services.directory import Directory
 from backendai_mgr.services.files import FileService
 from backendai_mgr.services.hub import Hub, Wake
@@ -59,6 +60,7 @@ class World:
         self.sessions = SessionService(self.store, self.keys, self.hub, architecture="x86_64", now=wall_clock)
         self.runs = RunService(self.directory, self.agents)
         self.terminals = TerminalService(self.directory, self.agents)
+        self.apps = AppService(self.directory, self.agents)
         self.files = FileService(self.directory, self.store, self.keys, self.agents)
         self.scheduler = Scheduler(self.store, now=wall_clock, scheduled=scheduled)
         self.starter = Starter(

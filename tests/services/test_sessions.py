@@ -58,7 +58,7 @@ async def test_the_same_name_finds_the_live_session(world, autojump_clock):
         ({"starts_at": "1d"}, InvalidParameters, "starts_at"),
         ({"dependencies": ["x"]}, InvalidParameters, "dependencies"),
         ({"callback_url": "http://x"}, InvalidParameters, "callback_url"),
-        ({"preopen_ports": [8080]}, InvalidParameters, "config.preopen_ports"),
+        ({"preopen_ports": range(2000, 2017)}, InvalidParameters, "config.preopen_ports"),
         ({"bootstrap_script": "ls"}, InvalidParameters, "bootstrap_script"),
         ({"domain": "other"}, InvalidParameters, "domain"),
         ({"resources": {"gpu": 1}}, InvalidParameters, "config.resources.gpu"),

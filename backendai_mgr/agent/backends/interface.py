@@ -15,6 +15,7 @@ from ...wire.reports import ImageReport
 from ...wire.rpc import KernelSpec, RunSpec
 from ..processes import Process
 from ..scratch import Scratch
+from ..services import Service
 
 
 class StartFailed(Exception):
@@ -40,6 +41,13 @@ class Backend(Protocol):
 
     def lines(self, kernel: KernelSpec, run: RunSpec) -> RunSpec:
         """The batch run with what the kernel's image has for steps that are ``*``."""
+
+    @property
+    def shares_network(self) -> bool:
+        """Whether kernels are in the machine's network, where each port can be only one's."""
+
+    def services(self, spec: KernelSpec) -> Sequence[Service]:
+        """What the kernel's image offers to those who connect."""
 
     def stats(self) -> Mapping[str, Any]:
         """Numbers for the agent's reports."""

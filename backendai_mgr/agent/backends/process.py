@@ -24,6 +24,7 @@ from ..images import GUEST, LocalImage, Manifest, find_images
 from ..pool import Member, Pool
 from ..processes import held
 from ..scratch import KernelStore, Scratch
+from ..services import Service
 from .interface import Shim, StartFailed
 from .shims import Place, ShimMaker, publish_inside
 
@@ -119,6 +120,14 @@ class ProcessBackend:
             build=image.command_for("build", run.build or ""),
             exec=image.command_for("exec", run.exec or ""),
         )
+
+    @property
+    def shares_network(self) -> bool:
+        return self._enclosure.sandbox is None or self._enclosure.limits.network
+
+    def services(self, spec: KernelSpec) -> Sequence[Service]:
+        image = self._images.get(spec.image)
+        return () if image is None else image.manifest.services
 
     def stats(self) -> Mapping[str, Any]:
         return {"pool": self._pool.stats()}

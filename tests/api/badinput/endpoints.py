@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from backendai_mgr.api.models import accounts, agents, files, runs, sessions, terminals
+from backendai_mgr.api.models import accounts, agents, apps, files, runs, sessions, terminals
 from backendai_mgr.domain.joining import TokenText
 
 from .kinds import Boolean, Choice, Integer, Items, Json, Kind, Mapped, Number, Record, Text
@@ -100,6 +100,13 @@ PATHS = {"ref": "my-session", "name": "my-session", "run_id": "r1", "path": "f"}
 OPTIONAL = Text(null=True, blank=False)
 ANY = Text(null=True)
 LINE = Text(null=True, longest=100_000)
+JSON_TEXT = Text(null=True, blank=False, unlike=["x", "[]", "1", "{", "null"])
+APP = {
+    "app": Text(blank=False, longest=64),
+    "port": Integer(null=True, least=1024, most=65535, text=True),
+    "envs": JSON_TEXT,
+    "arguments": JSON_TEXT,
+}
 RUN_NAME = Text(unlike=["", "a b", "a/b", "..%2f", "a\n"], longest=64)
 SESSION_NAME = Text(
     blank=False,
@@ -368,6 +375,39 @@ ENDPOINTS = [
         model=files.ReadLogs,
     ),
     session("/stream/session/<ref>/execute", websocket=True, status=101),
+    session(
+        "/session/<ref>/start-service",
+        method="POST",
+        place="legacy",
+        good={"app": "http"},
+        kinds={**APP, "login_session_token": ANY},
+        model=apps.StartService,
+        longest=60_000,
+        status=503,
+    ),
+    session(
+        "/session/<ref>/shutdown-service",
+        method="POST",
+        place="legacy",
+        good={"service_name": "http"},
+        kinds={"service_name": Text(blank=False, longest=64)},
+        model=apps.ShutdownService,
+        longest=60_000,
+        status=204,
+    ),
+    session("/stream/session/<ref>/apps"),
+    *(
+        session(
+            f"/stream/session/<ref>/{kind}",
+            websocket=True,
+            status=101,
+            place="query",
+            good={"app": "http"},
+            kinds=APP,
+            model=apps.OpenApp,
+        )
+        for kind in ("tcpproxy", "httpproxy")
+    ),
     session(
         "/stream/session/<ref>/pty",
         websocket=True,
