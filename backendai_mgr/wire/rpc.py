@@ -31,6 +31,9 @@ RefusalCode = Literal[
     "too-large",
     "disk-full",
     "upload-gap",
+    "precondition",
+    "exists",
+    "target",
     "file-failed",
 ]
 

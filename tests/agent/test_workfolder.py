@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from backendai_mgr.agent import beneath, workfolder
+from backendai_mgr.agent import archive, beneath, workfolder
 from backendai_mgr.agent.workfolder import WorkFolder
 from backendai_mgr.wire.files import MAX_ENTRIES
 from backendai_mgr.wire.rpc import AgentRefusal
@@ -307,7 +307,7 @@ def test_folders_nested_without_end_are_not_archived(folder, work):
 
 
 def test_very_many_names_are_not_archived(folder, work, monkeypatch):
-    monkeypatch.setattr(workfolder, "_MOST_LOOKED_AT", 5)
+    monkeypatch.setattr(archive, "_MOST_LOOKED_AT", 5)
     for number in range(6):
         (work / str(number)).symlink_to("x")
     refused("too-large", folder.archive, "", MOST)
