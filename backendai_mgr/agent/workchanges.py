@@ -182,6 +182,6 @@ def _target() -> Iterator[None]:
     try:
         yield
     except AgentRefusal as refusal:
-        if refusal.code in ("disk-full", "exists", "file-failed"):
+        if refusal.code in ("disk-full", "quota-used-up", "exists", "file-failed"):
             raise
         raise AgentRefusal("target", refusal.message) from refusal

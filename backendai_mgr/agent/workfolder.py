@@ -39,7 +39,7 @@ _CODES = {
     errno.EPERM: ("denied", "permission denied"),
     errno.EROFS: ("denied", "the folder is read-only"),
     errno.ENOSPC: ("disk-full", "the session's disk is full"),
-    errno.EDQUOT: ("disk-full", "the session's disk quota is used up"),
+    errno.EDQUOT: ("quota-used-up", "the session's disk quota is used up"),
     errno.EFBIG: ("too-large", "the file would be too large"),
     errno.EEXIST: ("exists", "there is something of that name"),
     errno.ENOTEMPTY: ("exists", "it is a folder, and not empty"),

@@ -214,9 +214,9 @@ async def _get(client: Client, there: Remote, here: Path, progress: "Progress") 
                     "GET", there.url(offset=offset, length=PIECE), timeout=_TIMEOUT, patience=PATIENCE
                 )
                 if advance is None:
-                    tag, size = response.headers.get("ETag"), int(response.headers["X-File-Size"])
+                    tag, size = response.headers.get("X-File-Id"), int(response.headers["X-File-Size"])
                     advance = progress.begin(str(there), size)
-                elif response.headers.get("ETag") != tag:
+                elif response.headers.get("X-File-Id") != tag:
                     raise CliError(f"{there} was replaced while it was copied.")
                 await trio.to_thread.run_sync(draft.write, response.content)
                 offset += len(response.content)

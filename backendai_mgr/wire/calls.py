@@ -210,8 +210,8 @@ class WriteFile(FileCall):
 
     It may be repeated.
 
-    Refused: is-folder, too-large, disk-full, kernel-ended; upload-gap when pieces before it are missing;
-    precondition.
+    Refused: is-folder, too-large, disk-full, quota-used-up, kernel-ended, precondition; upload-gap when
+    pieces before it are missing.
     """
 
     method: ClassVar[str] = "write_file"

@@ -30,6 +30,7 @@ RefusalCode = Literal[
     "denied",
     "too-large",
     "disk-full",
+    "quota-used-up",
     "upload-gap",
     "precondition",
     "exists",

@@ -313,13 +313,13 @@ def test_very_many_names_are_not_archived(folder, work, monkeypatch):
     refused("too-large", folder.archive, "", MOST)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_and_gets_its_place_back(folder, work, monkeypatch, number):
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk-full"), (errno.EDQUOT, "quota-used-up")])
+def test_a_full_disk_is_told_and_gets_its_place_back(folder, work, monkeypatch, number, code):
     def full(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "pwrite", full)
-    refused("disk-full", put, folder, "f")
+    refused(code, put, folder, "f")
     assert os.listdir(work) == []
 
 
