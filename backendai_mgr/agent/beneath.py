@@ -5,6 +5,10 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..wire.rpc import AgentRefusal
 
 #: openat2(2), Linux 5.6: the same number on x86_64 and aarch64 (include/uapi/asm-generic/unistd.h).
 _OPENAT2 = 437
@@ -13,6 +17,8 @@ _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_BENEATH = 0x08
 #: struct open_how: flags, mode, resolve.
 _HOW = struct.Struct("=QQQ")
+# include/uapi/linux/fs.h
+_RENAME_NOREPLACE = 1
 #: The kernel gives up with EAGAIN when something is renamed under it; so often is it asked again.
 _ATTEMPTS = 32
 
@@ -37,6 +43,13 @@ def open_beneath(root: int, path: bytes, flags: int) -> int:
     raise OSError(number, os.strerror(number), os.fsdecode(path))
 
 
+def rename_new(source: bytes, destination: bytes, source_folder: int, destination_folder: int) -> None:
+    """As `os.rename`, but OSError EEXIST when there is something at the destination."""
+    if _libc.renameat2(source_folder, source, destination_folder, destination, _RENAME_NOREPLACE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), os.fsdecode(destination))
+
+
 def reopen(fd: int, flags: int) -> int:
     """Open again what *fd* (O_PATH) holds, and nothing that took its name since."""
     return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
@@ -52,3 +65,18 @@ def open_regular(path_fd: int) -> int:
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.ENXIO
         raise OSError(number, os.strerror(number))
     return reopen(path_fd, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+@contextmanager
+def held(fd: int) -> Iterator[int]:
+    """Close the descriptor at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def check_owner(fd: int, owner: int | None) -> None:
+    """`AgentRefusal` denied when what *fd* holds is not the *owner*'s; None asks for nothing."""
+    if owner is not None and os.fstat(fd).st_uid != owner:
+        raise AgentRefusal("denied", "it belongs to another account")

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from ..wire.calls import ServiceStarted
-from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
+from ..wire.files import Condition, FilePiece, Listing, LogPiece, LogPlace, Written
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import MAX_RUNS, KernelSpec, RunOrder, RunPlace, RunStatus, Started
@@ -33,8 +33,31 @@ class Files(Protocol):
 
     async def read(self, path: str, offset: int, max_bytes: int) -> FilePiece: ...
 
-    async def write(self, path: str, upload: str, offset: int, data: bytes, *, final: bool) -> None:
+    async def write(
+        self,
+        path: str,
+        upload: str,
+        offset: int,
+        data: bytes,
+        *,
+        final: bool,
+        condition: Condition | None = None,
+    ) -> Written | None:
         """A piece of an upload; with *final* the file is put in place. May be repeated."""
+
+    async def drop(self, path: str, upload: str) -> None:
+        """Forget the pieces of an upload."""
+
+    async def patch(
+        self, path: str, offset: int | None, data: bytes, *, condition: Condition | None
+    ) -> Written:
+        """Write into a file: at *offset*, or (None) at its end."""
+
+    async def move(self, path: str, to: str, *, replace: bool, condition: Condition | None) -> Written:
+        """Give a file or a folder another path."""
+
+    async def remove(self, path: str, *, recursive: bool, condition: Condition | None) -> bool:
+        """Remove a file or a folder; whether it is gone, for it may take several calls."""
 
     async def archive(self, path: str, max_bytes: int) -> bytes:
         """A tar file of a file or a folder."""

@@ -148,7 +148,22 @@ class Calls:
             case calls.ReadFile():
                 return await files.read(call.path, call.offset, call.max_bytes)
             case calls.WriteFile():
-                return await files.write(call.path, call.upload, call.offset, call.data, final=call.final)
+                return await files.write(
+                    call.path,
+                    call.upload,
+                    call.offset,
+                    call.data,
+                    final=call.final,
+                    condition=call.condition,
+                )
+            case calls.DropUpload():
+                return await files.drop(call.path, call.upload)
+            case calls.PatchFile():
+                return await files.patch(call.path, call.offset, call.data, condition=call.condition)
+            case calls.MoveFile():
+                return await files.move(call.path, call.to, replace=call.replace, condition=call.condition)
+            case calls.RemoveFile():
+                return await files.remove(call.path, recursive=call.recursive, condition=call.condition)
             case calls.ArchiveFile():
                 return await files.archive(call.path, call.max_bytes)
             case calls.ReadLog():

@@ -32,11 +32,11 @@ from ..wire.rpc import (
 )
 from . import capacity
 from .apps import Apps
-from .archive import Archive
 from .backends.interface import Backend, Shim
 from .files import UPLOAD_SIZE, FileAccess, KernelFiles
 from .handler import Chunk
 from .kernel import Kernel
+from .pastkernels import PastKernels
 from .pastruns import PastRuns
 from .retention import Limits, Retention
 from .runs import KernelRuns
@@ -81,7 +81,7 @@ class KernelRegistry:
         self._run_timeout = run_timeout
         self._version = _own_version()
         self._files = FileAccess(upload_size)
-        self._archive = Archive(store)
+        self._past = PastKernels(store)
         self._retention = Retention(store.folders_of_runs, retention, clock=clock)
         self._apps = Apps(backend, ports)
         self._kernels: dict[UUID, Kernel] = {}
@@ -338,7 +338,7 @@ class KernelRegistry:
     def _runs(self, kernel_id: UUID) -> KernelRuns:
         """Of a kernel that is here, or was."""
         kernel = self._kernels.get(kernel_id)
-        return self._archive.runs(kernel_id) if kernel is None else kernel.runs
+        return self._past.runs(kernel_id) if kernel is None else kernel.runs
 
     def _kernel_here(self, kernel_id: UUID) -> Kernel:
         kernel = self._kernels.get(kernel_id)

@@ -12,7 +12,7 @@ from ..domain.ids import AgentId, KernelId
 from ..runtime.zmqsocket import SOCKETS_OF_DEALER, Context, open_context
 from ..wire import calls
 from ..wire.callosum import AgentError, FrameError
-from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
+from ..wire.files import Condition, FilePiece, Listing, LogPiece, LogPlace, Written
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import MAX_RUNS, AgentRefusal, KernelSpec, Output, RunOrder, RunPlace, RunStatus, Started
@@ -292,14 +292,59 @@ class Link:
         return _as(FilePiece, await self._call(call))
 
     async def write_file(
-        self, kernel_id: KernelId, path: str, *, upload: str, offset: int, data: bytes, final: bool
-    ) -> None:
+        self,
+        kernel_id: KernelId,
+        path: str,
+        *,
+        upload: str,
+        offset: int,
+        data: bytes,
+        final: bool,
+        condition: Condition | None = None,
+    ) -> Written | None:
         """A piece (at most 4 MiB) of an upload; with ``final`` the file is put in place. May be repeated."""
-        await self._call(
-            calls.WriteFile(
-                kernel_id=kernel_id, path=path, upload=upload, offset=offset, data=data, final=final
-            )
+        call = calls.WriteFile(
+            kernel_id=kernel_id,
+            path=path,
+            upload=upload,
+            offset=offset,
+            data=data,
+            final=final,
+            condition=condition,
         )
+        answer = await self._call(call)
+        return None if answer is None else _as(Written, answer)
+
+    async def drop_upload(self, kernel_id: KernelId, path: str, *, upload: str) -> None:
+        """Forget the pieces of an upload that will not go on."""
+        await self._call(calls.DropUpload(kernel_id=kernel_id, path=path, upload=upload))
+
+    async def patch_file(
+        self,
+        kernel_id: KernelId,
+        path: str,
+        *,
+        offset: int | None,
+        data: bytes,
+        condition: Condition | None = None,
+    ) -> Written:
+        """Write (at most 4 MiB) into a file: at ``offset``, or (None) at its end."""
+        call = calls.PatchFile(kernel_id=kernel_id, path=path, offset=offset, data=data, condition=condition)
+        return _as(Written, await self._call(call))
+
+    async def move_file(
+        self, kernel_id: KernelId, path: str, *, to: str, replace: bool, condition: Condition | None = None
+    ) -> Written:
+        """Give a file or a folder another path."""
+        call = calls.MoveFile(kernel_id=kernel_id, path=path, to=to, replace=replace, condition=condition)
+        return _as(Written, await self._call(call))
+
+    async def remove_file(
+        self, kernel_id: KernelId, path: str, *, recursive: bool, condition: Condition | None = None
+    ) -> bool:
+        """Remove a file or a folder; whether it is gone, for it may take several calls."""
+        call = calls.RemoveFile(kernel_id=kernel_id, path=path, recursive=recursive, condition=condition)
+        return _as(bool, await self._call(call))
 
     async def archive_file(self, kernel_id: KernelId, path: str, *, max_bytes: int) -> bytes:
         """A tar file of a file or a folder."""

@@ -28,6 +28,7 @@ from . import (
     terminals,
 )
 from .auth import check_version
+from .bodies import Connection, Request
 from .context import EXTENSION, ApiServices, Installed, current_message
 from .decoding import INVALID, clean_text
 from .front import ROUTE, Application, Front
@@ -69,7 +70,9 @@ def create_app(services: ApiServices, limits: Limits | None = None) -> Applicati
 class Api(QuartTrio):
     """Quart with our routing, errors and websockets."""
 
+    asgi_http_class = Connection
     asgi_websocket_class = SocketConnection
+    request_class = Request
     websocket_class = Socket
 
     def __init__(self, services: ApiServices, limits: Limits, metrics: Metrics) -> None:

@@ -1,7 +1,7 @@
 """Reading a request's parameters from its body or its query, and writing replies."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl
@@ -10,6 +10,7 @@ from uuid import UUID
 from quart import Response, request
 
 from ..domain.errors import InvalidParameters, PayloadTooLarge
+from .bodies import Body
 from .context import current_message, limits
 from .decoding import INVALID, LEGACY, QUERY, STRICT, decode, load_object
 
@@ -28,6 +29,11 @@ async def raw_body(longest: int) -> bytes:
     if len(body) > longest:
         raise PayloadTooLarge(f"The request body is larger than {longest} bytes.")
     return body
+
+
+def body_pieces() -> AsyncGenerator[bytes, None]:
+    """The body as it comes, of any length; `RequestTimeout` when it stands still."""
+    return cast(Body, request.body).pieces(limits().body_seconds)
 
 
 def _is_chunked() -> bool:

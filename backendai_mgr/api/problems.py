@@ -80,6 +80,12 @@ _REFUSALS: Mapping[type[errors.Refusal], tuple[str, str, int]] = {
     ),
     errors.RunConflict: ("run-already-exists", "The run ID was used with another request.", 409),
     errors.Conflict: ("conflict", "The present state does not allow this operation.", 409),
+    errors.PreconditionFailed: (
+        "precondition-failed",
+        "The object's present state is not the one that was asked for.",
+        412,
+    ),
+    errors.NotSatisfiable: ("range-not-satisfiable", "There is no such part of the object.", 416),
     errors.NoRoom: ("insufficient-storage", "The session's machine has no room left.", 507),
     errors.QuotaExceeded: ("quota-exceeded", "You have reached your resource limit.", 412),
     errors.PayloadTooLarge: (*BAD_REQUEST, 413),
@@ -154,7 +160,11 @@ def _of_refusal(refusal: errors.Refusal) -> Problem:
         case _:
             row = next((_REFUSALS[cls] for cls in type(refusal).__mro__ if cls in _REFUSALS), None)
             kind, title, status = row or (*BAD_REQUEST, 400)
-    headers = {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, errors.Unavailable) else {}
+    headers = {}
+    if isinstance(refusal, errors.Unavailable):
+        headers = {"Retry-After": str(refusal.retry_after)}
+    elif isinstance(refusal, errors.NotSatisfiable):
+        headers = {"Content-Range": f"bytes */{refusal.size}"}
     return Problem(
         status=status, type=kind, title=title, msg=refusal.message, data=refusal.data, headers=headers
     )

@@ -49,6 +49,17 @@ class Remote:
     def name(self) -> str:
         return PurePosixPath(self.path).name
 
+    @property
+    def relative(self) -> str:
+        """The path from the work folder on, empty for that itself."""
+        return self.path.removeprefix("/home/work").strip("/")
+
+    @property
+    def parent(self) -> "Remote":
+        """The folder that it is in."""
+        folder = PurePosixPath(self.relative).parent.as_posix()
+        return Remote(self.session, "" if folder == "." else folder)
+
     def url(self, **query: Any) -> str:
         path = self.path.removeprefix("/home/work").lstrip("/")
         base = f"/session/{quote(self.session, safe='')}/files/{quote(path)}"
@@ -99,7 +110,7 @@ async def _upload(here: Path, there: Remote, client: Client, recursive: bool, pr
     """Whether something was left out."""
     if _is_dir(here) and not recursive:
         raise CliError(f"{here} is a folder; copy it with -r.")
-    if there.path in ("", "/home/work") or there.path.endswith("/") or await _is_folder(client, there):
+    if there.path in ("", "/home/work") or there.path.endswith("/") or await is_folder(client, there):
         there = Remote(there.session, there.path.rstrip("/")) / _own_name(here)
     if not _is_dir(here):
         await _put(client, here, there, progress)
@@ -121,9 +132,10 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield Path(where, name)
 
 
-async def _is_folder(client: Client, place: Remote) -> bool:
+async def is_folder(client: Client, place: Remote) -> bool:
+    """Whether there is a folder at this place."""
     try:
-        response = await client.exchange("GET", place.url(length=0))
+        response = await client.exchange("GET", place.url(length=0), patience=PATIENCE)
     except ApiError as error:
         if error.status == 404 and "path" in (error.problem.get("data") or {}):
             return False
@@ -156,7 +168,7 @@ async def _put(client: Client, here: Path, there: Remote, progress: "Progress") 
 
 async def _download(there: Remote, here: Path, client: Client, recursive: bool, progress: "Progress") -> bool:
     """Whether something was left out."""
-    if not await _is_folder(client, there):
+    if not await is_folder(client, there):
         target = here / there.name if _is_dir(here) else here
         await _get(client, there, target, progress)
         return False
@@ -214,9 +226,9 @@ async def _get(client: Client, there: Remote, here: Path, progress: "Progress") 
                     "GET", there.url(offset=offset, length=PIECE), timeout=_TIMEOUT, patience=PATIENCE
                 )
                 if advance is None:
-                    tag, size = response.headers.get("ETag"), int(response.headers["X-File-Size"])
+                    tag, size = response.headers.get("X-File-Id"), int(response.headers["X-File-Size"])
                     advance = progress.begin(str(there), size)
-                elif response.headers.get("ETag") != tag:
+                elif response.headers.get("X-File-Id") != tag:
                     raise CliError(f"{there} was replaced while it was copied.")
                 await trio.to_thread.run_sync(draft.write, response.content)
                 offset += len(response.content)

@@ -13,7 +13,8 @@ import trio
 from ..domain.status import Status
 from . import options
 from .client import Client, find_target, open_client
-from .errors import ApiError, told
+from .errors import CliError, told
+from .places import parse_remote, remove
 from .tables import age, print_table
 
 #: As many rows as one request may ask for.
@@ -60,23 +61,24 @@ def _row(session: dict[str, Any]) -> tuple[str, ...]:
 @click.command()
 @options.data_dir
 @click.option("--force", is_flag=True, help="Also a session that is starting or ending (administrators).")
-@click.argument("names", nargs=-1, required=True)
-def rm(data_dir: Path | None, force: bool, names: tuple[str, ...]) -> Any:
-    """End the sessions with these NAMES (or ids)."""
-    return partial(_rm, data_dir, force, names)
+@click.option("-r", "--recursive", is_flag=True, help="Also folders, with all that is in them.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME[:PATH]...")
+def rm(data_dir: Path | None, force: bool, recursive: bool, names: tuple[str, ...]) -> Any:
+    """End the sessions with these NAMES (or ids), or remove the file PATH in the session NAME."""
+    return partial(_rm, data_dir, force, recursive, names)
 
 
-async def _rm(data_dir: Path | None, force: bool, names: tuple[str, ...]) -> int:
+async def _rm(data_dir: Path | None, force: bool, recursive: bool, names: tuple[str, ...]) -> int:
     failed = False
 
     async def end(client: Client, name: str) -> None:
         nonlocal failed
         try:
-            # By id: the legacy call would take a name for the beginning of another.
-            _, found = await client.call("GET", f"/session/{quote(name, safe='')}/why")
-            forced = "?forced=true" if force else ""
-            await client.call("DELETE", f"/session/{found['session_id']}{forced}", timeout=_END)
-        except ApiError as error:
+            if ":" in name:
+                await remove(client, parse_remote(name), recursive=recursive)
+            else:
+                await _end_session(client, name, force)
+        except CliError as error:
             failed = True
             click.echo(f"Error: {name}: {error}", err=True)
         else:
@@ -87,6 +89,13 @@ async def _rm(data_dir: Path | None, force: bool, names: tuple[str, ...]) -> int
             for name in dict.fromkeys(names):
                 nursery.start_soon(end, client, name)
     return int(failed)
+
+
+async def _end_session(client: Client, name: str, force: bool) -> None:
+    # By id: the legacy call would take a name for the beginning of another.
+    _, found = await client.call("GET", f"/session/{quote(name, safe='')}/why")
+    forced = "?forced=true" if force else ""
+    await client.call("DELETE", f"/session/{found['session_id']}{forced}", timeout=_END)
 
 
 @click.command()

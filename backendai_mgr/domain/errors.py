@@ -65,6 +65,18 @@ class Conflict(Refusal):
     """The object's present state does not allow this (queue full, session not running, …)."""
 
 
+class PreconditionFailed(Refusal):
+    """What the request asked to hold of the object's present state does not hold."""
+
+
+class NotSatisfiable(Refusal):
+    """No part of the object lies in the range that is asked for; ``size`` is the object's, in bytes."""
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.size = size
+
+
 class QuotaExceeded(Refusal):
     """A policy's limit would be passed."""
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from ..domain.ids import AgentId, KernelId
 from ..wire.calls import ServiceStarted
-from ..wire.files import FilePiece, Listing, LogPiece, LogPlace
+from ..wire.files import Condition, FilePiece, Listing, LogPiece, LogPlace, Written
 from ..wire.records import Record
 from ..wire.reports import KernelReport, Report
 from ..wire.rpc import MAX_RUNS, KernelSpec, Output, RunOrder, RunPlace, RunStatus, Started
@@ -116,9 +116,42 @@ class AgentLink(Protocol):
     ) -> FilePiece: ...
 
     async def write_file(
-        self, kernel_id: KernelId, path: str, *, upload: str, offset: int, data: bytes, final: bool
-    ) -> None:
-        """A piece (at most 4 MiB) of an upload; with ``final`` the file is put in place. May be repeated."""
+        self,
+        kernel_id: KernelId,
+        path: str,
+        *,
+        upload: str,
+        offset: int,
+        data: bytes,
+        final: bool,
+        condition: Condition | None = None,
+    ) -> Written | None:
+        """A piece (at most 4 MiB) of an upload; with ``final`` the file is put in place, and told of. May be
+        repeated."""
+
+    async def drop_upload(self, kernel_id: KernelId, path: str, *, upload: str) -> None:
+        """Forget the pieces of an upload that will not go on."""
+
+    async def patch_file(
+        self,
+        kernel_id: KernelId,
+        path: str,
+        *,
+        offset: int | None,
+        data: bytes,
+        condition: Condition | None = None,
+    ) -> Written:
+        """Write (at most 4 MiB) into a file: at ``offset``, or (None) at its end."""
+
+    async def move_file(
+        self, kernel_id: KernelId, path: str, *, to: str, replace: bool, condition: Condition | None = None
+    ) -> Written:
+        """Give a file or a folder another path, with ``replace`` also that of another file."""
+
+    async def remove_file(
+        self, kernel_id: KernelId, path: str, *, recursive: bool, condition: Condition | None = None
+    ) -> bool:
+        """Remove a file or a folder; whether it is gone, for it may take several calls."""
 
     async def archive_file(self, kernel_id: KernelId, path: str, *, max_bytes: int) -> bytes:
         """A tar file of a file or a folder."""

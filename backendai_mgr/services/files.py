@@ -1,6 +1,7 @@
 """Use cases of a session's files and log. Bytes pass in pieces, of which a worker holds few at once."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
 from uuid import uuid4
 
 import attrs
@@ -12,8 +13,10 @@ from ..domain.errors import (
     Conflict,
     Forbidden,
     InvalidParameters,
+    NoRoom,
     NotFound,
     PayloadTooLarge,
+    PreconditionFailed,
     QuotaExceeded,
     Unavailable,
 )
@@ -21,9 +24,10 @@ from ..domain.ids import AccessKey, KernelId
 from ..domain.requests import invalid
 from ..domain.sessions import LiveSession
 from ..domain.status import DEAD, Status
+from ..wire.callosum import AgentError
 from ..wire.calls import MAX_OUTPUT
-from ..wire.files import FilePiece, Listing
-from ..wire.rpc import AgentRefusal
+from ..wire.files import Condition, FilePiece, FileState, Listing, Written
+from ..wire.rpc import AgentRefusal, AgentUnreachable
 from .accounts import KeyCache
 from .agentports import AgentLink, Agents
 from .agentwords import Refusals, told_by_agent
@@ -36,6 +40,10 @@ LOG_BYTES = 10 << 20
 READ_BYTES = 1 << 20
 #: Calls that carry content, of at most 4 MiB, and are under way at once for all callers of a worker.
 _PIECES = 16
+#: Seconds to forget an upload that breaks off.
+_FAREWELL = 5.0
+#: Calls that one removal may take, each of some 20,000 names.
+_MOST_REMOVALS = 500
 #: Streams that are no text leave pieces of a log nearly empty; so many are read at most.
 _MOST_LOG_PIECES = 64
 
@@ -46,15 +54,19 @@ class IsFolder(InvalidParameters):
 
 @attrs.frozen(kw_only=True)
 class Content:
-    """A file that is being read: its ``size`` when that began, and so many bytes of it, piece by piece.
+    """A file that is being read, what it was like when that began; so many bytes of it, piece by piece."""
 
-    Another ``inode`` is another file, of the same name.
-    """
-
-    size: int
-    inode: int
+    file: FileState
     length: int
     pieces: AsyncIterator[bytes]
+
+
+@attrs.frozen(kw_only=True)
+class Uploaded:
+    """How far an upload has come, in bytes; what is in place when it is complete."""
+
+    end: int
+    file: Written | None
 
 
 class FileService:
@@ -96,7 +108,8 @@ class FileService:
         available = max(0, first.size - offset)
         wanted = available if length is None else min(available, length)
         pieces = self._pieces_of(live, path, first, offset, wanted)
-        return Content(size=first.size, inode=first.inode, length=wanted, pieces=pieces)
+        state = FileState(size=first.size, inode=first.inode, changed_ns=first.changed_ns)
+        return Content(file=state, length=wanted, pieces=pieces)
 
     async def write(
         self,
@@ -109,27 +122,127 @@ class FileService:
         upload: str | None = None,
         offset: int = 0,
         final: bool = True,
-    ) -> int:
-        """Write a piece of an upload (None: all of it); ``final`` puts the file in place. Its end so far."""
+        condition: Condition | None = None,
+    ) -> Uploaded:
+        """Write a piece of an upload (None: all of it); ``final`` puts the file in place.
+
+        `PreconditionFailed` when the *condition* of the file in whose place it comes does not hold.
+        """
         live = await self._directory.find(caller.access_key, reference, exact=exact)
         upload = upload or uuid4().hex
         done = 0
         while True:
             piece = body[done : done + MAX_OUTPUT]
             last = done + len(piece) == len(body)
-            async with self._pieces:
-                with told_by_agent(_REFUSALS):
-                    await self._link(live).write_file(
-                        live.kernel_id,
-                        path,
-                        upload=upload,
-                        offset=offset + done,
-                        data=piece,
-                        final=final and last,
-                    )
+            file = await self._write_piece(
+                live, path, upload, offset + done, piece, final=final and last, condition=condition
+            )
             done += len(piece)
             if last:
-                return offset + done
+                return Uploaded(end=offset + done, file=file)
+
+    async def write_all(
+        self,
+        caller: Caller,
+        reference: str,
+        path: str,
+        chunks: AsyncGenerator[bytes, None],
+        *,
+        condition: Condition | None = None,
+    ) -> Uploaded:
+        """Write a file as its bytes come, of which few are held; it is in place, whole, when all have come.
+
+        The session is named exactly. Nothing is left of a file that is not completed.
+        """
+        live = await self._directory.find(caller.access_key, reference, exact=True)
+        upload, offset, held = uuid4().hex, 0, bytearray()
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    held += chunk
+                    while len(held) > MAX_OUTPUT:  # the last piece is told apart
+                        piece = bytes(held[:MAX_OUTPUT])
+                        await self._write_piece(
+                            live, path, upload, offset, piece, final=False, condition=condition
+                        )
+                        del held[:MAX_OUTPUT]
+                        offset += len(piece)
+            file = await self._write_piece(
+                live, path, upload, offset, bytes(held), final=True, condition=condition
+            )
+        except BaseException:
+            with (
+                trio.move_on_after(_FAREWELL, shield=True),
+                suppress(AgentRefusal, AgentUnreachable, AgentError),
+            ):
+                await self._link(live).drop_upload(live.kernel_id, path, upload=upload)
+            raise
+        return Uploaded(end=offset + len(held), file=file)
+
+    async def patch(
+        self,
+        caller: Caller,
+        reference: str,
+        path: str,
+        body: bytes,
+        *,
+        offset: int | None,
+        condition: Condition | None = None,
+    ) -> Written:
+        """Write at most `MAX_OUTPUT` bytes into a file that is there: at ``offset``, or (None) at its end.
+
+        The session is named exactly. `Conflict` when the offset is past its end; `PreconditionFailed`.
+        """
+        live = await self._directory.find(caller.access_key, reference, exact=True)
+        async with self._pieces:
+            with told_by_agent(_REFUSALS):
+                return await self._link(live).patch_file(
+                    live.kernel_id, path, offset=offset, data=body, condition=condition
+                )
+
+    async def move(
+        self,
+        caller: Caller,
+        reference: str,
+        path: str,
+        to: str,
+        *,
+        replace: bool,
+        condition: Condition | None = None,
+    ) -> Written:
+        """Give a file or a folder another path. The session is named exactly.
+
+        `Conflict` when there is something already, and no file to *replace*; what is wrong with *to* names
+        ``rename``; `PreconditionFailed`.
+        """
+        live = await self._directory.find(caller.access_key, reference, exact=True)
+        with told_by_agent(_REFUSALS):
+            return await self._link(live).move_file(
+                live.kernel_id, path, to=to, replace=replace, condition=condition
+            )
+
+    async def remove(
+        self,
+        caller: Caller,
+        reference: str,
+        path: str,
+        *,
+        recursive: bool,
+        condition: Condition | None = None,
+    ) -> None:
+        """Remove a file, or with *recursive* a folder. The session is named exactly.
+
+        `Conflict` when a folder is filled as fast as it is emptied; `PreconditionFailed`.
+        """
+        live = await self._directory.find(caller.access_key, reference, exact=True)
+        for _ in range(_MOST_REMOVALS):
+            with told_by_agent(_REFUSALS):
+                if await self._link(live).remove_file(
+                    live.kernel_id, path, recursive=recursive, condition=condition
+                ):
+                    return
+            condition = None  # it has held, and a folder is another one whenever something in it is gone
+        raise Conflict("Not all of the folder is removed: there is too much in it, or more and more.")
 
     async def archive(self, caller: Caller, reference: str, path: str, max_bytes: int) -> bytes:
         """A tar file with a file, or with a folder and the files in it."""
@@ -169,6 +282,29 @@ class FileService:
 
     def _link(self, live: LiveSession) -> AgentLink:
         return self._agents.link(live.agent_id, live.agent_addr)
+
+    async def _write_piece(
+        self,
+        live: LiveSession,
+        path: str,
+        upload: str,
+        offset: int,
+        data: bytes,
+        *,
+        final: bool,
+        condition: Condition | None,
+    ) -> Written | None:
+        async with self._pieces:
+            with told_by_agent(_REFUSALS):
+                return await self._link(live).write_file(
+                    live.kernel_id,
+                    path,
+                    upload=upload,
+                    offset=offset,
+                    data=data,
+                    final=final,
+                    condition=condition,
+                )
 
     async def _piece(self, live: LiveSession, path: str, offset: int, length: int) -> FilePiece:
         async with self._pieces:
@@ -230,7 +366,11 @@ _REFUSALS: Refusals = {
     "bad-path": _wrong_path,
     "denied": lambda message: Forbidden("", {"path": message}),
     "too-large": lambda message: PayloadTooLarge("Too large file", {"body": message}),
-    "disk-full": lambda message: QuotaExceeded("", {"body": message}),
+    "disk-full": lambda message: NoRoom("", {"body": message}),
+    "quota-used-up": lambda message: QuotaExceeded("", {"body": message}),
+    "precondition": lambda message: PreconditionFailed("", {"path": message}),
+    "exists": lambda message: Conflict("", {"rename": message}),
+    "target": lambda message: invalid("rename", message),
     "upload-gap": lambda message: Conflict("", {"offset": message}),
     "bad-request": lambda message: InvalidParameters("The agent refused the request.", {"path": message}),
 }

@@ -15,7 +15,7 @@ from cattrs import BaseValidationError, transform_error
 from ..domain.ids import RUN_ID
 from .callosum import FrameError
 from .codec import wire
-from .files import LogPlace
+from .files import Condition, LogPlace
 from .reports import KernelReport
 from .rpc import MAX_RUNS, KernelSpec, RunOrder, RunPlace
 
@@ -292,9 +292,12 @@ class ReadFile(FileCall):
 
 @attrs.frozen(kw_only=True)
 class WriteFile(FileCall):
-    """-> None. A piece of an upload; with ``final`` the file is put in place. May be repeated.
+    """-> `Written` when it was ``final``, which puts the file in place; else None. A piece of an upload.
 
-    Refused: is-folder, too-large, disk-full, kernel-ended; upload-gap when pieces before it are missing.
+    It may be repeated.
+
+    Refused: is-folder, too-large, disk-full, quota-used-up, kernel-ended, precondition; upload-gap when
+    pieces before it are missing.
     """
 
     method: ClassVar[str] = "write_file"
@@ -302,6 +305,53 @@ class WriteFile(FileCall):
     offset: int = attrs.field(validator=_FILE_OFFSET)
     data: bytes = attrs.field(validator=max_len(MAX_OUTPUT))
     final: bool
+    condition: Condition | None = None
+
+
+@attrs.frozen(kw_only=True)
+class DropUpload(FileCall):
+    """-> None. Forget the pieces of an upload that will not go on; an unknown one is fine."""
+
+    method: ClassVar[str] = "drop_upload"
+    upload: str = attrs.field(validator=_RUN_ID)
+
+
+@attrs.frozen(kw_only=True)
+class PatchFile(FileCall):
+    """-> `Written`. Write into a file that is there: at ``offset``, or (None) at its end.
+
+    Refused: is-folder, too-large, disk-full, kernel-ended, precondition; upload-gap past its end.
+    """
+
+    method: ClassVar[str] = "patch_file"
+    offset: int | None = attrs.field(validator=optional(_FILE_OFFSET))
+    data: bytes = attrs.field(validator=max_len(MAX_OUTPUT))
+    condition: Condition | None = None
+
+
+@attrs.frozen(kw_only=True)
+class MoveFile(FileCall):
+    """-> `Written`. Give a file or a folder the path ``to``; with ``replace`` also that of another.
+
+    Refused: kernel-ended, precondition; exists, and target for what is wrong with ``to``.
+    """
+
+    method: ClassVar[str] = "move_file"
+    to: str
+    replace: bool
+    condition: Condition | None = None
+
+
+@attrs.frozen(kw_only=True)
+class RemoveFile(FileCall):
+    """-> whether it is gone. A file, or with ``recursive`` a folder: as much of it as is done at a time.
+
+    Refused: is-folder, kernel-ended, precondition.
+    """
+
+    method: ClassVar[str] = "remove_file"
+    recursive: bool
+    condition: Condition | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -359,7 +409,7 @@ CALLS: Mapping[str, type[Call]] = {
         StartRun, GetRun, ListRuns, DeleteRun, InterruptRun, AbandonRun, AnswerRun, Complete,
         TypeInput, ResizeTerminal, StartService, ShutdownService,
         ReadOutput, PollRun,
-        ListFiles, ReadFile, WriteFile, ArchiveFile, ReadLog,
+        ListFiles, ReadFile, WriteFile, DropUpload, PatchFile, MoveFile, RemoveFile, ArchiveFile, ReadLog,
     )
 }  # fmt: skip
 

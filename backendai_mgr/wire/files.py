@@ -34,12 +34,57 @@ class Listing:
 
 
 @attrs.frozen(kw_only=True)
-class FilePiece:
-    """Bytes of a file from an offset on, and what the file is like now; another ``inode`` is another file."""
+class FileState:
+    """What a file is like; another ``inode`` is another file. ``changed_ns`` since the epoch (ctime)."""
 
-    data: bytes
     size: int
     inode: int
+    changed_ns: int = 0
+
+    @property
+    def tag(self) -> str:
+        """Another one whenever the file is another or its content has changed; no quotes in it."""
+        return f"{self.inode:x}-{self.size:x}-{self.changed_ns:x}"
+
+
+@attrs.frozen(kw_only=True)
+class FilePiece(FileState):
+    """Bytes of a file from an offset on, and what the file is like now."""
+
+    data: bytes
+
+
+@attrs.frozen(kw_only=True)
+class Written(FileState):
+    """A file after a change; ``created``: there was nothing of its name before."""
+
+    created: bool = False
+
+
+#: In a condition: any tag.
+ANY = "*"
+
+
+@attrs.frozen(kw_only=True)
+class Condition:
+    """What has to hold of a file before it is changed: its tag is one of ``match``, and none of ``unlike``.
+
+    None asks for nothing. A file that is not there has no tag.
+    """
+
+    match: list[str] | None = None
+    unlike: list[str] | None = None
+
+    def holds(self, tag: str | None) -> bool:
+        """Whether a file with this tag (None: there is none) may be changed."""
+        matches = self.match is None or (tag is not None and (ANY in self.match or tag in self.match))
+        differs = self.unlike is None or tag is None or not (ANY in self.unlike or tag in self.unlike)
+        return matches and differs
+
+    @property
+    def only_new(self) -> bool:
+        """Whether the file must not be there."""
+        return self.unlike is not None and ANY in self.unlike
 
 
 @attrs.frozen(kw_only=True)

@@ -41,7 +41,11 @@ RefusalCode = Literal[
     "denied",
     "too-large",
     "disk-full",
+    "quota-used-up",
     "upload-gap",
+    "precondition",
+    "exists",
+    "target",
     "file-failed",
 ]
 

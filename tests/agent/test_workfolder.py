@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from backendai_mgr.agent import beneath, workfolder
+from backendai_mgr.agent import archive, beneath, workfolder
 from backendai_mgr.agent.workfolder import WorkFolder
 from backendai_mgr.wire.files import MAX_ENTRIES
 from backendai_mgr.wire.rpc import AgentRefusal
@@ -307,19 +307,19 @@ def test_folders_nested_without_end_are_not_archived(folder, work):
 
 
 def test_very_many_names_are_not_archived(folder, work, monkeypatch):
-    monkeypatch.setattr(workfolder, "_MOST_LOOKED_AT", 5)
+    monkeypatch.setattr(archive, "_MOST_LOOKED_AT", 5)
     for number in range(6):
         (work / str(number)).symlink_to("x")
     refused("too-large", folder.archive, "", MOST)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_and_gets_its_place_back(folder, work, monkeypatch, number):
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk-full"), (errno.EDQUOT, "quota-used-up")])
+def test_a_full_disk_is_told_and_gets_its_place_back(folder, work, monkeypatch, number, code):
     def full(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "pwrite", full)
-    refused("disk-full", put, folder, "f")
+    refused(code, put, folder, "f")
     assert os.listdir(work) == []
 
 

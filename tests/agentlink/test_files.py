@@ -6,7 +6,7 @@ import pytest
 
 from backendai_mgr.wire.callosum import FrameError
 from backendai_mgr.wire.calls import MAX_OUTPUT
-from backendai_mgr.wire.files import LogPlace
+from backendai_mgr.wire.files import Condition, LogPlace
 from backendai_mgr.wire.rpc import AgentRefusal
 
 from .conftest import KERNEL
@@ -30,6 +30,20 @@ async def test_a_piece_that_is_too_large_is_not_sent(link, agent):
     with pytest.raises((FrameError, ValueError)):
         await link.write_file(KERNEL, "f", upload="u", offset=0, data=bytes(MAX_OUTPUT + 1), final=True)
     assert not agent.calls["write_file"]
+
+
+async def test_changes_travel_with_their_conditions(link):
+    condition = Condition(match=["1"])
+    made = await link.write_file(KERNEL, "f", upload="u", offset=0, data=b"abc", final=True)
+    assert (made.size, made.inode) == (3, 1)
+    assert (await link.patch_file(KERNEL, "f", offset=None, data=b"d")).size == 4
+    assert (await link.move_file(KERNEL, "f", to="g", replace=False)).created
+    with pytest.raises(AgentRefusal) as caught:
+        await link.remove_file(KERNEL, "g", recursive=True, condition=Condition(unlike=["*"]))
+    assert caught.value.code == "precondition"
+    assert await link.remove_file(KERNEL, "g", recursive=True, condition=condition) is False
+    await link.write_file(KERNEL, "h", upload="u", offset=0, data=b"abc", final=False)
+    await link.drop_upload(KERNEL, "h", upload="u")
 
 
 async def test_lists_archives_and_logs(link):

@@ -33,15 +33,17 @@ def field_of(reply: httpx.Response, status: int = 400) -> list[str]:
 async def test_a_file_is_written_and_read(server, client):
     data = bytes(range(256)) * 100
     reply = await client.put(f"{FILES}/d/ü%25 x", content=data)
-    assert (reply.status_code, reply.json()) == (200, {"path": "d/ü% x", "end": len(data), "final": True})
+    assert (reply.status_code, reply.json()) == (201, {"path": "d/ü% x", "end": len(data), "final": True})
+    tag = reply.headers["etag"]
+    assert (await client.put(f"{FILES}/d/ü%25 x", content=data)).status_code == 200
     reply = await client.get(f"{FILES}/d/ü%25 x")
     assert reply.content == data
-    headers = ("content-type", "content-length", "x-file-size", "etag")
+    headers = ("content-type", "content-length", "x-file-size", "x-file-id", "accept-ranges", "etag")
     assert [reply.headers[name] for name in headers] == [
-        "application/octet-stream", str(len(data)), str(len(data)), 'W/"7"',
+        "application/octet-stream", str(len(data)), str(len(data)), "7", "bytes", tag,
     ]  # fmt: skip
-    assert server.files.calls == [
-        ("write", "d/ü% x", True, None, 0, True), ("read", "d/ü% x", True),
+    assert server.files.calls[-3:] == [
+        ("write_all", "d/ü% x"), ("write", "d/ü% x", True, None, 0, True), ("read", "d/ü% x", True),
     ]  # fmt: skip
 
 
@@ -111,8 +113,12 @@ async def test_refusals_name_the_field(server, client):
 async def test_a_piece_that_is_too_large(server):
     limits = Limits(piece_bytes=10, code_body_bytes=10, upload_files=1, upload_file_bytes=1)
     async with serving(limits) as small, small.client() as client:
-        assert (await client.put(f"{FILES}/f", content=b"x" * 11)).status_code == 413
-        assert (await client.put(f"{FILES}/f", content=b"x" * 10)).status_code == 200
+        for method, query in (("PUT", "?upload=u&final=true"), ("PATCH", "")):
+            small.files.files["f"] = b""
+            reply = await client.request(method, f"{FILES}/f{query}", content=b"x" * 11)
+            assert (reply.status_code, small.files.files["f"]) == (413, b"")
+            assert (await client.request(method, f"{FILES}/f{query}", content=b"x" * 10)).status_code == 200
+        assert (await client.put(f"{FILES}/f", content=b"x" * 1000)).status_code == 200, "taken as it comes"
 
 
 async def test_files_need_a_key(server):

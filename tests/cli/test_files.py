@@ -124,7 +124,7 @@ class Session:
         if path not in self.files:
             return MISSING
         offset, data = int(query.get("offset", 0)), self.files[path]
-        headers = {"Content-Type": files.OCTETS, "X-File-Size": str(len(data)), "ETag": self.tag}
+        headers = {"Content-Type": files.OCTETS, "X-File-Size": str(len(data)), "X-File-Id": self.tag}
         return 200, headers, data[offset : offset + int(query["length"])]
 
 

@@ -21,7 +21,8 @@ def test_the_first_page_names_the_commands_for_people() -> None:
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
     assert listed == [
-        *("up", "run", "attach", "runs", "output", "terminal", "ps", "rm", "restart", "why", "cp", "logs"),
+        *("up", "run", "attach", "runs", "output", "terminal", "ps", "rm", "restart", "why"),
+        *("cp", "ls", "mv", "logs"),
         *("start-server", "agent", "config", "schema", "join-token", "fixture"),
     ]
 
@@ -40,6 +41,8 @@ def test_the_first_page_names_the_commands_for_people() -> None:
         "restart",
         "why",
         "cp",
+        "ls",
+        "mv",
         "logs",
         "config",
         "config check",

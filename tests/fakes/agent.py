@@ -12,7 +12,7 @@ from backendai_mgr.agent.handler import Chunk
 from backendai_mgr.agent.shimsocket import NobodyListens
 from backendai_mgr.domain.status import KernelState, RunState
 from backendai_mgr.wire.calls import ServiceStarted
-from backendai_mgr.wire.files import FilePiece, Listing, LogPiece, LogPlace
+from backendai_mgr.wire.files import FilePiece, Listing, LogPiece, LogPlace, Written
 from backendai_mgr.wire.records import Record
 from backendai_mgr.wire.reports import KernelExit, KernelReport, Report
 from backendai_mgr.wire.rpc import (
@@ -97,9 +97,32 @@ class FakeFiles:
         data = self.content[path]
         return FilePiece(data=data[offset : offset + max_bytes], size=len(data), inode=1)
 
-    async def write(self, path: str, upload: str, offset: int, data: bytes, *, final: bool) -> None:
+    async def write(self, path, upload, offset, data, *, final, condition=None) -> Written | None:
         await self._agent._called("write_file")
         self.content[path] = self.content.get(path, b"")[:offset] + data
+        return Written(size=len(self.content[path]), inode=1) if final else None
+
+    async def drop(self, path: str, upload: str) -> None:
+        await self._agent._called("drop_upload")
+        self.content.pop(path, None)
+
+    async def patch(self, path, offset, data, *, condition) -> Written:
+        await self._agent._called("patch_file")
+        old = self.content[path]
+        self.content[path] = old + data if offset is None else old[:offset] + data
+        return Written(size=len(self.content[path]), inode=1)
+
+    async def move(self, path, to, *, replace, condition) -> Written:
+        await self._agent._called("move_file")
+        self.content[to] = self.content.pop(path)
+        return Written(size=len(self.content[to]), inode=1, created=not replace)
+
+    async def remove(self, path, *, recursive, condition) -> bool:
+        await self._agent._called("remove_file")
+        if condition is not None and not condition.holds("1"):
+            raise AgentRefusal("precondition", "it is another one by now")
+        del self.content[path]
+        return not recursive
 
     async def archive(self, path: str, max_bytes: int) -> bytes:
         await self._agent._called("archive_file")

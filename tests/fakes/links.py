@@ -10,7 +10,7 @@ from backendai_mgr.domain.status import KernelState, RunState
 from backendai_mgr.services.ports import StaleEpoch
 from backendai_mgr.shim.keyboard import Keyboard
 from backendai_mgr.wire.calls import ServiceStarted
-from backendai_mgr.wire.files import FilePiece, Listing, LogPiece
+from backendai_mgr.wire.files import FilePiece, Listing, LogPiece, Written
 from backendai_mgr.wire.reports import KernelExit, KernelReport, Report, ServicePort
 from backendai_mgr.wire.rpc import AgentRefusal, AgentUnreachable, Output, RunStatus, Started, page_of
 
@@ -35,6 +35,9 @@ class FakeAgent:
         self.last_heard = -inf
         self.trouble: str | None = None
         #: What `read_file` and `read_log` hand out; `write_file` collects pieces there.
+        self.dropped = []
+        #: How many calls the next removal takes.
+        self.removals = 1
         self.inode = 1
         self.writes: list = []
         self.files: dict[str, bytes] = {}
@@ -229,10 +232,47 @@ class FakeAgent:
         data = self.files[path]
         return FilePiece(data=data[offset : offset + max_bytes], size=len(data), inode=self.inode)
 
-    async def write_file(self, kernel_id, path, *, upload, offset, data, final):
+    async def write_file(self, kernel_id, path, *, upload, offset, data, final, condition=None):
         await self._called("write_file")
+        self._check(path, condition)
         self.writes.append((path, upload, offset, len(data), final))
+        created = path not in self.files
         self.files[path] = self.files.get(path, b"")[:offset] + data
+        return self._written(path, created=created) if final else None
+
+    async def drop_upload(self, kernel_id, path, *, upload):
+        await self._called("drop_upload")
+        self.dropped.append((path, upload))
+
+    async def patch_file(self, kernel_id, path, *, offset, data, condition=None):
+        await self._called("patch_file")
+        self._check(path, condition)
+        old = self.files[path]
+        self.files[path] = old + data if offset is None else old[:offset] + data
+        return self._written(path)
+
+    async def move_file(self, kernel_id, path, *, to, replace, condition=None):
+        await self._called("move_file")
+        self._check(path, condition)
+        self.files[to] = self.files.pop(path)
+        return self._written(to)
+
+    async def remove_file(self, kernel_id, path, *, recursive, condition=None):
+        await self._called("remove_file")
+        self._check(path, condition)
+        self.removals -= 1
+        if self.removals > 0:
+            return False
+        self.files.pop(path, None)
+        return True
+
+    def _written(self, path, *, created=False):
+        return Written(size=len(self.files[path]), inode=self.inode, created=created)
+
+    def _check(self, path, condition):
+        tag = self._written(path).tag if path in self.files else None
+        if condition is not None and not condition.holds(tag):
+            raise AgentRefusal("precondition", "it is another one by now")
 
     async def archive_file(self, kernel_id, path, *, max_bytes):
         await self._called("archive_file")

@@ -10,8 +10,10 @@ from backendai_mgr.domain.errors import (
     Conflict,
     Forbidden,
     InvalidParameters,
+    NoRoom,
     NotFound,
     PayloadTooLarge,
+    PreconditionFailed,
     QuotaExceeded,
     Unavailable,
 )
@@ -19,7 +21,7 @@ from backendai_mgr.domain.status import Status
 from backendai_mgr.services.files import LOG_BYTES, READ_BYTES, IsFolder
 from backendai_mgr.services.sessions import CreateRequest
 from backendai_mgr.wire.calls import MAX_OUTPUT
-from backendai_mgr.wire.files import LogPiece, LogPlace
+from backendai_mgr.wire.files import Condition, LogPiece, LogPlace
 from backendai_mgr.wire.rpc import AgentRefusal
 
 from .conftest import ADMIN, CALLER
@@ -42,19 +44,19 @@ async def read(world, path, **options):
 
 async def test_a_large_file_goes_in_pieces(world, agent):
     data = bytes(range(256)) * (10 * MAX_OUTPUT // 1024)
-    end = await world.files.write(CALLER, NAME, "f", data, exact=True)
-    assert end == len(data)
+    done = await world.files.write(CALLER, NAME, "f", data, exact=True)
+    assert (done.end, done.file.size) == (len(data), len(data))
     paths, uploads, offsets, sizes, finals = zip(*agent.writes, strict=True)
     assert (set(paths), len(set(uploads))) == ({"f"}, 1)
     assert offsets == (0, MAX_OUTPUT, 2 * MAX_OUTPUT)
     assert max(sizes) == MAX_OUTPUT
     assert finals == (False, False, True)
     content, got = await read(world, "f")
-    assert (content.size, content.length, got) == (len(data), len(data), data)
+    assert (content.file.size, content.length, got) == (len(data), len(data), data)
 
 
 async def test_an_empty_file_is_a_file(world, agent):
-    assert await world.files.write(CALLER, NAME, "f", b"", exact=True) == 0
+    assert (await world.files.write(CALLER, NAME, "f", b"", exact=True)).end == 0
     assert agent.writes[0][3:] == (0, True)
     content, got = await read(world, "f")
     assert (content.length, got) == (0, b"")
@@ -62,7 +64,8 @@ async def test_an_empty_file_is_a_file(world, agent):
 
 async def test_a_piece_of_a_callers_upload_is_passed_on(world, agent):
     options = {"exact": True, "upload": "mine", "offset": 7}
-    assert await world.files.write(CALLER, NAME, "f", b"abc", final=False, **options) == 10
+    done = await world.files.write(CALLER, NAME, "f", b"abc", final=False, **options)
+    assert (done.end, done.file) == (10, None)
     assert agent.writes == [("f", "mine", 7, 3, False)]
 
 
@@ -73,7 +76,7 @@ async def test_a_piece_of_a_callers_upload_is_passed_on(world, agent):
 async def test_any_part_of_a_file(world, agent, offset, length, expected):
     agent.files["f"] = b"0123456789"
     content, got = await read(world, "f", offset=offset, length=length)
-    assert (content.size, content.length, got) == (10, len(expected), expected)
+    assert (content.file.size, content.length, got) == (10, len(expected), expected)
 
 
 async def test_a_growing_file_is_read_to_where_it_was(world, agent):
@@ -105,7 +108,11 @@ async def test_a_file_that_changes_under_its_reader_is_told(world, agent, change
         ("bad-path", InvalidParameters, "path"),
         ("denied", Forbidden, "path"),
         ("too-large", PayloadTooLarge, "body"),
-        ("disk-full", QuotaExceeded, "body"),
+        ("disk-full", NoRoom, "body"),
+        ("quota-used-up", QuotaExceeded, "body"),
+        ("precondition", PreconditionFailed, "path"),
+        ("exists", Conflict, "rename"),
+        ("target", InvalidParameters, "rename"),
         ("upload-gap", Conflict, "offset"),
         ("kernel-ended", Conflict, None),
         ("no-such-kernel", Unavailable, None),
@@ -145,6 +152,93 @@ async def test_few_pieces_are_under_way_at_once(world, agent):
         await trio.lowlevel.checkpoint()
         assert world.files._pieces.borrowed_tokens <= 16
     assert len(agent.writes) == 100
+
+
+# ---------------------------------------------------------------- changes
+
+
+async def chunks(*sizes, then=None):
+    for size in sizes:
+        yield b"x" * size
+    if then is not None:
+        await then()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pieces"),
+    [
+        ((), [0]),
+        ((10, 20), [30]),
+        ((MAX_OUTPUT,), [MAX_OUTPUT]),
+        ((MAX_OUTPUT, 1), [MAX_OUTPUT, 1]),
+        ((3 * MAX_OUTPUT + 5,), [MAX_OUTPUT] * 3 + [5]),
+        ((MAX_OUTPUT - 1, 3), [MAX_OUTPUT, 2]),
+    ],
+)
+async def test_a_file_is_passed_on_as_it_comes(world, agent, sizes, pieces):
+    done = await world.files.write_all(CALLER, NAME, "f", chunks(*sizes))
+    assert [size for *_, size, _ in agent.writes] == pieces
+    assert [final for *_, final in agent.writes] == [False] * (len(pieces) - 1) + [True]
+    assert len({upload for _, upload, *_ in agent.writes}) == 1
+    assert (done.end, done.file.size, done.file.created) == (sum(sizes), sum(sizes), len(pieces) == 1)
+    assert not agent.dropped
+
+
+async def test_what_breaks_off_is_forgotten(world, agent):
+    with trio.move_on_after(5) as scope:
+        await world.files.write_all(CALLER, NAME, "f", chunks(MAX_OUTPUT + 1, then=trio.sleep_forever))
+    assert scope.cancelled_caught
+    ((path, upload),) = agent.dropped
+    assert (path, upload) == ("f", agent.writes[0][1])
+
+
+async def test_a_refusal_in_mid_file_is_told_and_the_rest_forgotten(world, agent):
+    agent.refuse["write_file"] = AgentRefusal("disk-full", "full")
+    with pytest.raises(NoRoom):
+        await world.files.write_all(CALLER, NAME, "f", chunks(2 * MAX_OUTPUT + 1))
+    assert len(agent.dropped) == 1
+
+
+async def test_an_agent_that_dies_in_mid_file_keeps_nobody_waiting(world, agent):
+    agent.silent = True
+    with pytest.raises(Unavailable):
+        await world.files.write_all(CALLER, NAME, "f", chunks(MAX_OUTPUT + 1))
+
+
+async def test_conditions_are_passed_on(world, agent):
+    new, wrong = Condition(unlike=["*"]), Condition(match=["1-2-3"])
+    await world.files.write_all(CALLER, NAME, "f", chunks(1), condition=new)
+    for change in (
+        world.files.write_all(CALLER, NAME, "f", chunks(1), condition=new),
+        world.files.write(CALLER, NAME, "f", b"", exact=True, condition=wrong),
+        world.files.patch(CALLER, NAME, "f", b"", offset=0, condition=wrong),
+        world.files.move(CALLER, NAME, "f", "g", replace=True, condition=wrong),
+        world.files.remove(CALLER, NAME, "f", recursive=True, condition=wrong),
+    ):
+        with pytest.raises(PreconditionFailed):
+            await change
+    assert agent.files == {"f": b"x"}
+
+
+async def test_a_file_is_written_into_moved_and_removed(world, agent):
+    agent.files["f"] = b"abc"
+    assert (await world.files.patch(CALLER, NAME, "f", b"d", offset=None)).size == 4
+    assert (await world.files.patch(CALLER, NAME, "f", b"x", offset=1)).size == 2
+    assert (await world.files.move(CALLER, NAME, "f", "g", replace=False)).size == 2
+    assert agent.files == {"g": b"ax"}
+    await world.files.remove(CALLER, NAME, "g", recursive=False)
+    assert agent.files == {}
+
+
+async def test_a_removal_takes_as_many_calls_as_it_needs_and_not_more(world, agent):
+    agent.files["d"] = b""
+    agent.removals = 400
+    seen = Condition(match=["*"])
+    await world.files.remove(CALLER, NAME, "d", recursive=True, condition=seen)
+    assert agent.files == {}
+    agent.files["d"], agent.removals = b"", 10_000
+    with pytest.raises(Conflict):
+        await world.files.remove(CALLER, NAME, "d", recursive=True)
 
 
 # ---------------------------------------------------------------- logs

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import socket
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,9 +56,17 @@ class Http:
             "Content-Type": content_type,
         }
 
-    def call(self, method: str, target: str, *, body: Any = None, raw: bytes | None = None) -> httpx.Response:
-        """A signed request with a JSON body, or with these very bytes."""
-        headers = self.headers(method, target)
+    def call(
+        self,
+        method: str,
+        target: str,
+        *,
+        body: Any = None,
+        raw: bytes | None = None,
+        more: Mapping[str, str] = {},
+    ) -> httpx.Response:
+        """A signed request with a JSON body, or with these very bytes, and *more* headers."""
+        headers = {**self.headers(method, target), **more}
         if raw is not None:
             return self.client.request(method, target, headers=headers, content=raw)
         if body is None:

@@ -1,14 +1,20 @@
 """Files and logs through the whole program, as a person and as a hostile program see them."""
 
 import hashlib
+import json
 import os
 import random
+import re
+import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from .harness import Up
+from .http import Http
 
 pytestmark = pytest.mark.system
 
@@ -113,3 +119,67 @@ def test_logs_of_a_session_that_runs_and_that_has_ended(shared_up: Up) -> None:
     assert shared_up.command("logs", name).stdout == running.stdout
     missing = shared_up.command("logs", "no-such-session")
     assert (missing.returncode, missing.stdout) == (1, "")
+
+
+def test_files_are_listed_moved_and_removed(shared_up: Up, session: str, tmp_path: Path) -> None:
+    def command(*words: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
+        done = shared_up.command(*words)
+        assert done.returncode == code, (words, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done
+
+    def listed(place: str) -> list[str]:
+        lines = command("ls", "--json", place).stdout.splitlines()
+        return [json.loads(line)["filename"] for line in lines]
+
+    run(shared_up, session, "import os; os.makedirs('shelf/low/er'); open('shelf/a', 'w').write('A' * 2048)")
+    table = command("ls", f"{session}:shelf").stdout.splitlines()
+    assert table[0].split() == ["MODE", "SIZE", "AGE", "NAME"]
+    assert re.fullmatch(r"-rw\S+ +2\.0 KiB +\d+[smhd] +a *", table[1])
+    assert "shelf" in listed(session)
+    assert listed(f"{session}:shelf/a") == ["a"]
+    command("mv", f"{session}:shelf/a", f"{session}:shelf/low/er")
+    assert listed(f"{session}:/home/work/shelf/low/er") == ["a"]
+    command("mv", f"{session}:shelf/low", f"{session}:shelf/high")
+    run(shared_up, session, "open('shelf/b', 'w').write('B')")
+    told = command("mv", f"{session}:shelf/b", f"{session}:shelf/high/er/a", code=1).stderr
+    assert "rename: there is something of that name" in told
+    command("mv", "-f", f"{session}:shelf/b", f"{session}:shelf/high/er/a")
+    assert run(shared_up, session, "print(open('shelf/high/er/a').read())") == "B\n"
+    assert command("rm", f"{session}:shelf/high/er/a").stdout == f"{session}:shelf/high/er/a\n"
+    assert "recursive=true" in command("rm", f"{session}:shelf", code=1).stderr
+    assert "work folder itself" in command("rm", "-r", f"{session}:", code=1).stderr
+    command("rm", "-r", f"{session}:shelf")
+    assert "shelf" not in listed(session)
+    assert "No such file" in command("rm", f"{session}:shelf", code=1).stderr
+    assert "within one session" in command("mv", f"{session}:x", "other:x", code=1).stderr
+
+
+def test_a_program_writes_behind_what_is_appended_over_http(shared_up: Up, session: str) -> None:
+    """Conditions, appends, ranges and a whole file as it comes, of a real kernel."""
+    with closing(Http(shared_up.said)) as http:
+        url = f"/session/{session}/files/http/f"
+
+        def ask(method: str, target: str, content: bytes = b"", **headers: str) -> httpx.Response:
+            more = {name.replace("_", "-"): value for name, value in headers.items()}
+            return http.call(method, target, raw=content, more=more)
+
+        data = random.Random(2).randbytes(SIZE)
+        made = ask("PUT", url, data, If_None_Match="*")
+        assert (made.status_code, made.json()["end"]) == (201, SIZE)
+        assert ask("PUT", url, b"x", If_None_Match="*").status_code == 412
+        head, tail = f"bytes=0-{SIZE // 2 - 1}", f"bytes=-{SIZE - SIZE // 2}"
+        halves = [ask("GET", url, Range=part, If_Match=made.headers["etag"]) for part in (head, tail)]
+        assert [half.status_code for half in halves] == [206, 206]
+        assert b"".join(half.content for half in halves) == data
+        appended = ask("PATCH", url, b"appended", If_Match=made.headers["etag"])
+        assert (appended.status_code, appended.json()["size"]) == (200, SIZE + 8)
+        run(shared_up, session, "print('!', file=open('http/f', 'a'), end='')")
+        assert ask("PATCH", url, b"lost", If_Match=appended.headers["etag"]).status_code == 412
+        assert ask("GET", url, If_None_Match=appended.headers["etag"]).status_code == 200
+        assert ask("GET", url, Range="bytes=-9").content == b"appended!"
+        assert ask("PATCH", url + "?rename=../f").status_code == 400
+        assert ask("PATCH", url + "?rename=http/g").status_code == 200
+        assert ask("DELETE", f"/session/{session}/files/http").status_code == 400
+        assert ask("DELETE", f"/session/{session}/files/http?recursive=true").status_code == 204
+        assert ask("GET", url).status_code == 404

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from backendai_mgr.wire import calls
 from backendai_mgr.wire.callosum import FrameError, pack, unpack
-from backendai_mgr.wire.files import LogPlace
+from backendai_mgr.wire.files import Condition, LogPlace
 from backendai_mgr.wire.rpc import KernelSpec, RunOrder, RunPlace, RunSpec
 
 from .wrong import wrong_members
@@ -26,6 +26,7 @@ SPEC = KernelSpec(
     slots={"cpu": "1"},
 )
 ORDER = RunOrder.of(1, RunSpec(code="1"))
+CONDITION = Condition(match=["1-2-3"], unlike=["*"])
 CALLS = [
     (calls.CreateKernel(spec=SPEC), 60),
     (calls.DestroyKernel(kernel_id=KERNEL, incarnation=1, reason="user-requested", epoch=3), 30),
@@ -44,6 +45,10 @@ CALLS = [
     (calls.Complete(kernel_id=KERNEL, code="pri", cursor=3), 15),
     (calls.ReadOutput(kernel_id=KERNEL, run_id="r", offset=7, max_bytes=10, wait=5.5), 20.5),
     (calls.PollRun(kernel_id=KERNEL, run_id="r", wait=2, max_bytes=10), 17),
+    (calls.DropUpload(kernel_id=KERNEL, path="f", upload="u"), 60),
+    (calls.PatchFile(kernel_id=KERNEL, path="f", offset=None, data=b"x", condition=CONDITION), 60),
+    (calls.MoveFile(kernel_id=KERNEL, path="f", to="g", replace=True), 60),
+    (calls.RemoveFile(kernel_id=KERNEL, path="f", recursive=True, condition=CONDITION), 60),
     (calls.PollRun(kernel_id=KERNEL, run_id="r", wait=2, max_bytes=10, order=ORDER), 32),
     (calls.MakeReport(epoch=3), 5),
     (calls.ListFiles(kernel_id=KERNEL, path="a/\udcff"), 60),

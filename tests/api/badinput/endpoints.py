@@ -344,8 +344,28 @@ ENDPOINTS = [
             "final": Boolean(),
         },
         model=files.WriteFile,
+        body=b"x",  # taken as it comes: how large it may be is the agent's to say
+    ),
+    session(
+        "/session/<name>/files/<path:path>",
+        method="PATCH",
+        place="bytes",
+        kinds={
+            "offset": Integer(least=0, most=OFFSET),
+            "rename": Text(blank=False),
+            "replace": Boolean(),
+        },
+        model=files.PatchFile,
         longest=100_000,
         body=b"x",
+    ),
+    session(
+        "/session/<name>/files/<path:path>",
+        method="DELETE",
+        place="query",
+        kinds={"recursive": Boolean()},
+        model=files.RemoveFile,
+        status=204,
     ),
     session(
         "/session/<ref>/upload",

@@ -159,7 +159,7 @@ def test_a_date_without_a_zone_counts_as_utc(world, endpoint):
 def test_the_name_of_a_file_may_have_a_line_feed(world):
     name = "a%0d%0aX-Injected:%20yes%0a"
     with world.connect() as connection:
-        assert connection.ask(Request(method="PUT", target=FILES + name, body=b"1")).status == 200
+        assert connection.ask(Request(method="PUT", target=FILES + name, body=b"1")).status == 201
         reply = connection.ask(Request(method="GET", target=FILES + name))
     assert (reply.status, reply.body) == (200, b"1")
     assert "x-injected" not in reply.headers
