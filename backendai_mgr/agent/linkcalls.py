@@ -6,7 +6,8 @@ from typing import Any
 import trio
 
 from ..runtime.zmqsocket import PeerGone
-from ..wire import callosum, calls
+from ..wire import callosum, calls, filecalls
+from ..wire.call import MAX_OUTPUT, Call, from_wire, to_wire
 from ..wire.callosum import FrameError, Kind, Message
 from ..wire.link import merge, take
 from ..wire.rpc import AgentRefusal, Output
@@ -73,7 +74,7 @@ class Calls:
 
     async def _answer(self, request: Message) -> Message:
         try:
-            return callosum.result(request, calls.to_wire(await self._carry_out(_structured(request))))
+            return callosum.result(request, to_wire(await self._carry_out(_structured(request))))
         except AgentRefusal as refusal:
             return callosum.failure(request, "AgentRefusal", str(refusal))
         except _UnknownMethod as error:
@@ -82,7 +83,7 @@ class Calls:
             log.exception("call %s broke", request.method)
             return callosum.error(request, type(error).__name__, str(error))
 
-    async def _carry_out(self, call: calls.Call) -> Any:
+    async def _carry_out(self, call: Call) -> Any:
         handler = self._handler
         match call:
             case calls.CreateKernel(spec=spec):
@@ -133,21 +134,21 @@ class Calls:
                     call.kernel_id, call.run_id, wait=call.wait, max_bytes=call.max_bytes
                 )
                 return _polled(chunk)
-            case calls.FileCall() | calls.ReadLog():
+            case filecalls.FileCall() | filecalls.ReadLog():
                 return await self._on_files(call)
             case calls.MakeReport(epoch=epoch):
                 self._fence.check(epoch)
                 return handler.make_report()
         raise _UnknownMethod(call.method)
 
-    async def _on_files(self, call: calls.FileCall | calls.ReadLog) -> Any:
+    async def _on_files(self, call: filecalls.FileCall | filecalls.ReadLog) -> Any:
         files = self._handler.files(call.kernel_id)
         match call:
-            case calls.ListFiles():
+            case filecalls.ListFiles():
                 return await files.list(call.path)
-            case calls.ReadFile():
+            case filecalls.ReadFile():
                 return await files.read(call.path, call.offset, call.max_bytes)
-            case calls.WriteFile():
+            case filecalls.WriteFile():
                 return await files.write(
                     call.path,
                     call.upload,
@@ -156,17 +157,17 @@ class Calls:
                     final=call.final,
                     condition=call.condition,
                 )
-            case calls.DropUpload():
+            case filecalls.DropUpload():
                 return await files.drop(call.path, call.upload)
-            case calls.PatchFile():
+            case filecalls.PatchFile():
                 return await files.patch(call.path, call.offset, call.data, condition=call.condition)
-            case calls.MoveFile():
+            case filecalls.MoveFile():
                 return await files.move(call.path, call.to, replace=call.replace, condition=call.condition)
-            case calls.RemoveFile():
+            case filecalls.RemoveFile():
                 return await files.remove(call.path, recursive=call.recursive, condition=call.condition)
-            case calls.ArchiveFile():
+            case filecalls.ArchiveFile():
                 return await files.archive(call.path, call.max_bytes)
-            case calls.ReadLog():
+            case filecalls.ReadLog():
                 return await files.log(call.before, call.max_bytes)
         raise _UnknownMethod(call.method)
 
@@ -189,7 +190,7 @@ class _UnknownMethod(Exception):
 _READS = frozenset({calls.ReadOutput.method, calls.PollRun.method, calls.TypeInput.method})
 
 
-def _structured(request: Message) -> calls.Call:
+def _structured(request: Message) -> Call:
     """The call with checked arguments; `AgentRefusal` bad-request when they are wrong."""
     kind = calls.CALLS.get(request.method)
     if kind is None:
@@ -198,14 +199,14 @@ def _structured(request: Message) -> calls.Call:
         positional, named = callosum.arguments(request)
         if positional:
             raise FrameError("arguments have names here")
-        return calls.from_wire(named, kind)
+        return from_wire(named, kind)
     except FrameError as error:
         raise AgentRefusal("bad-request", str(error)) from error
 
 
 def _output(chunk: Chunk) -> Output:
     """As much of the chunk as an answer holds; the reader asks for the rest again."""
-    records, rest = take(chunk.records, calls.MAX_OUTPUT)
+    records, rest = take(chunk.records, MAX_OUTPUT)
     return Output(
         records=[record.pack() for record in records],
         next_offset=rest[0].offset if rest else chunk.next_offset,

@@ -5,7 +5,7 @@ from quart import Blueprint, Response, request
 from ..domain.accounts import Caller
 from ..domain.errors import NotSatisfiable, PreconditionFailed
 from ..services.files import Content, IsFolder
-from ..wire.calls import MAX_OUTPUT
+from ..wire.call import MAX_OUTPUT
 from ..wire.files import Condition, FileState
 from .auth import authenticated
 from .body import body_pieces, query_parameters, raw_body, reply

@@ -24,8 +24,8 @@ from ..domain.ids import AccessKey, KernelId
 from ..domain.requests import invalid
 from ..domain.sessions import LiveSession
 from ..domain.status import DEAD, Status
+from ..wire.call import MAX_OUTPUT
 from ..wire.callosum import AgentError
-from ..wire.calls import MAX_OUTPUT
 from ..wire.files import Condition, FilePiece, FileState, Listing, Written
 from ..wire.rpc import AgentRefusal, AgentUnreachable
 from .accounts import KeyCache

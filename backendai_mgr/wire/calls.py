@@ -5,48 +5,25 @@ strict as `wire.codec` and has one error for all that a peer can get wrong.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar
 from uuid import UUID
 
 import attrs
-from attrs.validators import and_, ge, le, matches_re, max_len, optional
-from cattrs import BaseValidationError, transform_error
+from attrs.validators import and_, ge, le, max_len, optional
 
-from ..domain.ids import RUN_ID
-from .callosum import FrameError
-from .codec import wire
-from .files import Condition, LogPlace
+from . import filecalls
+from .call import MARGIN, Call, is_run_id, is_size
 from .reports import KernelReport
 from .rpc import MAX_RUNS, KernelSpec, RunOrder, RunPlace
 
-T = TypeVar("T")
-
-#: Most payload bytes of one answer: with the framing of small records it stays below callosum's limit.
-MAX_OUTPUT = 4 * 1024 * 1024
 #: Most bytes that are typed at once; most rows and columns of a terminal.
 MAX_TYPED = 64 * 1024
 MAX_SIDE = 9999
 #: Longest that a reading call may wait at the agent, seconds.
 MAX_WAIT = 3600.0
-#: What a reading call may take beside its waiting, seconds.
-_MARGIN = 15.0
 
-_RUN_ID = matches_re(RUN_ID)
-_MAX_BYTES = and_(ge(1), le(MAX_OUTPUT))
 _WAIT = and_(ge(0.0), le(MAX_WAIT))
 _SIDE = and_(ge(1), le(MAX_SIDE))
-_FILE_OFFSET = and_(ge(0), le(2**62))
-
-
-@attrs.frozen(kw_only=True)
-class Call:
-    """A call; ``timeout`` is how many seconds the manager waits for its answer."""
-
-    method: ClassVar[str]
-
-    @property
-    def timeout(self) -> float:
-        return _MARGIN
 
 
 @attrs.frozen(kw_only=True)
@@ -82,7 +59,7 @@ class StartRun(Call):
 
     method: ClassVar[str] = "start_run"
     kernel_id: UUID
-    run_id: str = attrs.field(validator=_RUN_ID)
+    run_id: str = attrs.field(validator=is_run_id)
     order: RunOrder
 
     @property
@@ -96,7 +73,7 @@ class GetRun(Call):
 
     method: ClassVar[str] = "get_run"
     kernel_id: UUID
-    run_id: str = attrs.field(validator=_RUN_ID)
+    run_id: str = attrs.field(validator=is_run_id)
 
 
 @attrs.frozen(kw_only=True)
@@ -115,7 +92,7 @@ class DeleteRun(Call):
 
     method: ClassVar[str] = "delete_run"
     kernel_id: UUID
-    run_id: str = attrs.field(validator=_RUN_ID)
+    run_id: str = attrs.field(validator=is_run_id)
 
 
 @attrs.frozen(kw_only=True)
@@ -124,7 +101,7 @@ class InterruptRun(Call):
 
     method: ClassVar[str] = "interrupt_run"
     kernel_id: UUID
-    run_id: str | None = attrs.field(validator=optional(_RUN_ID))
+    run_id: str | None = attrs.field(validator=optional(is_run_id))
 
     @property
     def timeout(self) -> float:
@@ -138,7 +115,7 @@ class AbandonRun(Call):
 
     method: ClassVar[str] = "abandon_run"
     kernel_id: UUID
-    run_id: str = attrs.field(validator=_RUN_ID)
+    run_id: str = attrs.field(validator=is_run_id)
     after: float = attrs.field(validator=_WAIT)
 
 
@@ -151,7 +128,7 @@ class AnswerRun(Call):
 
     method: ClassVar[str] = "answer_run"
     kernel_id: UUID
-    run_id: str = attrs.field(validator=_RUN_ID)
+    run_id: str = attrs.field(validator=is_run_id)
     offset: int | None = attrs.field(validator=optional(ge(0)))
     text: str | None
 
@@ -167,9 +144,9 @@ class TypeInput(Call):
 
     method: ClassVar[str] = "type_input"
     kernel_id: UUID
-    run_id: str = attrs.field(validator=_RUN_ID)
-    writer: str = attrs.field(validator=_RUN_ID)
-    offset: int | None = attrs.field(validator=optional(_FILE_OFFSET))
+    run_id: str = attrs.field(validator=is_run_id)
+    writer: str = attrs.field(validator=is_run_id)
+    offset: int | None = attrs.field(validator=optional(and_(ge(0), le(2**62))))
     data: bytes = attrs.field(validator=max_len(MAX_TYPED))
 
 
@@ -179,7 +156,7 @@ class ResizeTerminal(Call):
 
     method: ClassVar[str] = "resize_terminal"
     kernel_id: UUID
-    run_id: str = attrs.field(validator=_RUN_ID)
+    run_id: str = attrs.field(validator=is_run_id)
     rows: int = attrs.field(validator=_SIDE)
     columns: int = attrs.field(validator=_SIDE)
 
@@ -232,14 +209,14 @@ class ReadOutput(Call):
 
     method: ClassVar[str] = "read_output"
     kernel_id: UUID
-    run_id: str = attrs.field(validator=_RUN_ID)
+    run_id: str = attrs.field(validator=is_run_id)
     offset: int = attrs.field(validator=ge(0))
-    max_bytes: int = attrs.field(validator=_MAX_BYTES)
+    max_bytes: int = attrs.field(validator=is_size)
     wait: float = attrs.field(validator=_WAIT)
 
     @property
     def timeout(self) -> float:
-        return self.wait + _MARGIN
+        return self.wait + MARGIN
 
 
 @attrs.frozen(kw_only=True)
@@ -249,127 +226,14 @@ class PollRun(Call):
 
     method: ClassVar[str] = "poll_run"
     kernel_id: UUID
-    run_id: str = attrs.field(validator=_RUN_ID)
+    run_id: str = attrs.field(validator=is_run_id)
     wait: float = attrs.field(validator=_WAIT)
-    max_bytes: int = attrs.field(validator=_MAX_BYTES)
+    max_bytes: int = attrs.field(validator=is_size)
     order: RunOrder | None = None
 
     @property
     def timeout(self) -> float:
-        return self.wait + (_MARGIN if self.order is None else 2 * _MARGIN)
-
-
-@attrs.frozen(kw_only=True)
-class FileCall(Call):
-    """A call about a path in a kernel's work folder; relative, or below ``/home/work``.
-
-    Refused: no-such-kernel, no-such-file, outside, bad-path, denied, file-failed.
-    """
-
-    kernel_id: UUID
-    path: str
-
-    @property
-    def timeout(self) -> float:
-        return 60.0
-
-
-@attrs.frozen(kw_only=True)
-class ListFiles(FileCall):
-    """-> `Listing` of a folder, or of the file itself."""
-
-    method: ClassVar[str] = "list_files"
-
-
-@attrs.frozen(kw_only=True)
-class ReadFile(FileCall):
-    """-> `FilePiece` from ``offset`` on. Refused: is-folder."""
-
-    method: ClassVar[str] = "read_file"
-    offset: int = attrs.field(validator=_FILE_OFFSET)
-    max_bytes: int = attrs.field(validator=_MAX_BYTES)
-
-
-@attrs.frozen(kw_only=True)
-class WriteFile(FileCall):
-    """-> `Written` when it was ``final``, which puts the file in place; else None. A piece of an upload.
-
-    It may be repeated.
-
-    Refused: is-folder, too-large, disk-full, quota-used-up, kernel-ended, precondition; upload-gap when
-    pieces before it are missing.
-    """
-
-    method: ClassVar[str] = "write_file"
-    upload: str = attrs.field(validator=_RUN_ID)
-    offset: int = attrs.field(validator=_FILE_OFFSET)
-    data: bytes = attrs.field(validator=max_len(MAX_OUTPUT))
-    final: bool
-    condition: Condition | None = None
-
-
-@attrs.frozen(kw_only=True)
-class DropUpload(FileCall):
-    """-> None. Forget the pieces of an upload that will not go on; an unknown one is fine."""
-
-    method: ClassVar[str] = "drop_upload"
-    upload: str = attrs.field(validator=_RUN_ID)
-
-
-@attrs.frozen(kw_only=True)
-class PatchFile(FileCall):
-    """-> `Written`. Write into a file that is there: at ``offset``, or (None) at its end.
-
-    Refused: is-folder, too-large, disk-full, kernel-ended, precondition; upload-gap past its end.
-    """
-
-    method: ClassVar[str] = "patch_file"
-    offset: int | None = attrs.field(validator=optional(_FILE_OFFSET))
-    data: bytes = attrs.field(validator=max_len(MAX_OUTPUT))
-    condition: Condition | None = None
-
-
-@attrs.frozen(kw_only=True)
-class MoveFile(FileCall):
-    """-> `Written`. Give a file or a folder the path ``to``; with ``replace`` also that of another.
-
-    Refused: kernel-ended, precondition; exists, and target for what is wrong with ``to``.
-    """
-
-    method: ClassVar[str] = "move_file"
-    to: str
-    replace: bool
-    condition: Condition | None = None
-
-
-@attrs.frozen(kw_only=True)
-class RemoveFile(FileCall):
-    """-> whether it is gone. A file, or with ``recursive`` a folder: as much of it as is done at a time.
-
-    Refused: is-folder, kernel-ended, precondition.
-    """
-
-    method: ClassVar[str] = "remove_file"
-    recursive: bool
-    condition: Condition | None = None
-
-
-@attrs.frozen(kw_only=True)
-class ArchiveFile(FileCall):
-    """-> a tar file, as bytes, of a file or a folder. Refused: too-large."""
-
-    method: ClassVar[str] = "archive_file"
-    max_bytes: int = attrs.field(validator=_MAX_BYTES)
-
-
-@attrs.frozen(kw_only=True)
-class ReadLog(Call):
-    """-> `LogPiece` that ends before a place (None: the end). Refused: no-such-kernel."""
-
-    method: ClassVar[str] = "read_log"
-    kernel_id: UUID
-    before: LogPlace | None
-    max_bytes: int = attrs.field(validator=_MAX_BYTES)
+        return self.wait + (MARGIN if self.order is None else 2 * MARGIN)
 
 
 @attrs.frozen(kw_only=True)
@@ -401,32 +265,12 @@ class ServiceStarted:
     was_running: bool
 
 
+_CALLS: tuple[type[Call], ...] = (
+    *(CreateKernel, DestroyKernel, MakeReport),
+    *(StartRun, GetRun, ListRuns, DeleteRun, InterruptRun, AbandonRun, AnswerRun, Complete),
+    *(TypeInput, ResizeTerminal, StartService, ShutdownService),
+    *(ReadOutput, PollRun),
+    *filecalls.CALLS,
+)
 #: Every call by its method.
-CALLS: Mapping[str, type[Call]] = {
-    call.method: call
-    for call in (
-        CreateKernel, DestroyKernel, MakeReport,
-        StartRun, GetRun, ListRuns, DeleteRun, InterruptRun, AbandonRun, AnswerRun, Complete,
-        TypeInput, ResizeTerminal, StartService, ShutdownService,
-        ReadOutput, PollRun,
-        ListFiles, ReadFile, WriteFile, DropUpload, PatchFile, MoveFile, RemoveFile, ArchiveFile, ReadLog,
-    )
-}  # fmt: skip
-
-
-# ---------------------------------------------------------------- values on the wire
-
-
-def to_wire(value: Any) -> Any:
-    """*value* (attrs values, lists, text, numbers) as maps and lists for `callosum.pack`."""
-    return wire.unstructure(value)
-
-
-def from_wire(data: Any, kind: type[T]) -> T:
-    """The *kind* that *data* tells of; `FrameError`, naming the wrong members, when it is something else."""
-    try:
-        return wire.structure(data, kind)
-    except BaseValidationError as error:
-        raise FrameError("; ".join(transform_error(error))) from error
-    except (TypeError, ValueError, AttributeError) as error:  # not even a map
-        raise FrameError(f"expected {kind.__name__}: {error}") from error
+CALLS: Mapping[str, type[Call]] = {call.method: call for call in _CALLS}

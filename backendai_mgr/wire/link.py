@@ -15,8 +15,8 @@ from uuid import UUID
 import attrs
 from attrs.validators import ge, le, max_len
 
+from .call import from_wire, to_wire
 from .callosum import MAX_BODY, FrameError, pack, unpack
-from .calls import from_wire, to_wire
 from .records import Record
 from .reports import Report
 from .rpc import RunOrder, RunStatus

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from backendai_mgr.wire.call import MAX_OUTPUT
 from backendai_mgr.wire.callosum import FrameError
-from backendai_mgr.wire.calls import MAX_OUTPUT
 from backendai_mgr.wire.files import Condition, LogPlace
 from backendai_mgr.wire.rpc import AgentRefusal
 

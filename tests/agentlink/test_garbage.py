@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from backendai_mgr.runtime.zmqsocket import MAX_FRAME, open_context
-from backendai_mgr.wire import callosum, calls, link
+from backendai_mgr.wire import callosum, link
+from backendai_mgr.wire.call import to_wire
 from backendai_mgr.wire.callosum import Kind
 from tests.wire.test_calls import CALLS
 from tests.wire.wrong import wrong_members
@@ -130,7 +131,7 @@ async def test_arguments_that_cannot_be_read_are_refused(link, endpoint, packed)
 
 @pytest.mark.parametrize("call", GOOD_CALLS, ids=lambda call: call.method)
 async def test_wrong_arguments_are_refused(link, endpoint, agent, call):
-    for name, arguments in wrong_members(type(call), calls.to_wire(call)):
+    for name, arguments in wrong_members(type(call), to_wire(call)):
         if not all(isinstance(member, str) for member in arguments):
             continue
         reply = await answered(endpoint, callosum.encode(callosum.function(call.method, 1, arguments)))

@@ -20,7 +20,7 @@ from backendai_mgr.domain.errors import (
 from backendai_mgr.domain.status import Status
 from backendai_mgr.services.files import LOG_BYTES, READ_BYTES, IsFolder
 from backendai_mgr.services.sessions import CreateRequest
-from backendai_mgr.wire.calls import MAX_OUTPUT
+from backendai_mgr.wire.call import MAX_OUTPUT
 from backendai_mgr.wire.files import Condition, LogPiece, LogPlace
 from backendai_mgr.wire.rpc import AgentRefusal
 

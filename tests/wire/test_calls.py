@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backendai_mgr.wire import calls
+from backendai_mgr.wire import calls, filecalls
+from backendai_mgr.wire.call import MAX_OUTPUT, from_wire, to_wire
 from backendai_mgr.wire.callosum import FrameError, pack, unpack
 from backendai_mgr.wire.files import Condition, LogPlace
 from backendai_mgr.wire.rpc import KernelSpec, RunOrder, RunPlace, RunSpec
@@ -45,17 +46,17 @@ CALLS = [
     (calls.Complete(kernel_id=KERNEL, code="pri", cursor=3), 15),
     (calls.ReadOutput(kernel_id=KERNEL, run_id="r", offset=7, max_bytes=10, wait=5.5), 20.5),
     (calls.PollRun(kernel_id=KERNEL, run_id="r", wait=2, max_bytes=10), 17),
-    (calls.DropUpload(kernel_id=KERNEL, path="f", upload="u"), 60),
-    (calls.PatchFile(kernel_id=KERNEL, path="f", offset=None, data=b"x", condition=CONDITION), 60),
-    (calls.MoveFile(kernel_id=KERNEL, path="f", to="g", replace=True), 60),
-    (calls.RemoveFile(kernel_id=KERNEL, path="f", recursive=True, condition=CONDITION), 60),
+    (filecalls.DropUpload(kernel_id=KERNEL, path="f", upload="u"), 60),
+    (filecalls.PatchFile(kernel_id=KERNEL, path="f", offset=None, data=b"x", condition=CONDITION), 60),
+    (filecalls.MoveFile(kernel_id=KERNEL, path="f", to="g", replace=True), 60),
+    (filecalls.RemoveFile(kernel_id=KERNEL, path="f", recursive=True, condition=CONDITION), 60),
     (calls.PollRun(kernel_id=KERNEL, run_id="r", wait=2, max_bytes=10, order=ORDER), 32),
     (calls.MakeReport(epoch=3), 5),
-    (calls.ListFiles(kernel_id=KERNEL, path="a/\udcff"), 60),
-    (calls.ReadFile(kernel_id=KERNEL, path="a", offset=5, max_bytes=10), 60),
-    (calls.WriteFile(kernel_id=KERNEL, path="a", upload="u", offset=0, data=b"\0\xff", final=True), 60),
-    (calls.ArchiveFile(kernel_id=KERNEL, path="", max_bytes=10), 60),
-    (calls.ReadLog(kernel_id=KERNEL, before=LogPlace(run_id="r", offset=3), max_bytes=10), 15),
+    (filecalls.ListFiles(kernel_id=KERNEL, path="a/\udcff"), 60),
+    (filecalls.ReadFile(kernel_id=KERNEL, path="a", offset=5, max_bytes=10), 60),
+    (filecalls.WriteFile(kernel_id=KERNEL, path="a", upload="u", offset=0, data=b"\0\xff", final=True), 60),
+    (filecalls.ArchiveFile(kernel_id=KERNEL, path="", max_bytes=10), 60),
+    (filecalls.ReadLog(kernel_id=KERNEL, before=LogPlace(run_id="r", offset=3), max_bytes=10), 15),
 ]
 
 
@@ -64,7 +65,7 @@ MEMBERS = {field.name for call, _ in CALLS for field in attrs.fields(type(call))
 
 @pytest.mark.parametrize(("call", "timeout"), CALLS, ids=lambda value: getattr(value, "method", ""))
 def test_every_call_comes_back_and_has_its_deadline(call, timeout):
-    assert calls.from_wire(unpack(pack(calls.to_wire(call))), calls.CALLS[call.method]) == call
+    assert from_wire(unpack(pack(to_wire(call))), calls.CALLS[call.method]) == call
     assert call.timeout == timeout
 
 
@@ -75,14 +76,14 @@ def test_the_table_knows_every_call():
 WRONG = {
     f"{call.method}: {name}": (type(call), arguments)
     for call, _ in CALLS
-    for name, arguments in wrong_members(type(call), calls.to_wire(call))
+    for name, arguments in wrong_members(type(call), to_wire(call))
 }
 
 
 @pytest.mark.parametrize(("kind", "arguments"), WRONG.values(), ids=WRONG)
 def test_a_wrong_member_is_refused(kind, arguments):
     with pytest.raises(FrameError):
-        calls.from_wire(unpack(pack(arguments)), kind)
+        from_wire(unpack(pack(arguments)), kind)
 
 
 wild = st.recursive(
@@ -97,10 +98,10 @@ wild = st.recursive(
 @given(st.sampled_from([*calls.CALLS.values()]), st.dictionaries(st.sampled_from([*MEMBERS]), wild) | wild)
 def test_any_value_is_a_call_or_refused(kind, value):
     try:
-        call = calls.from_wire(unpack(pack(value)), kind)
+        call = from_wire(unpack(pack(value)), kind)
     except FrameError:
         return
-    assert calls.from_wire(calls.to_wire(call), kind) == call
+    assert from_wire(to_wire(call), kind) == call
 
 
 READ = {"kernel_id": str(KERNEL), "run_id": "r", "offset": 0, "max_bytes": 1, "wait": 0}
@@ -119,7 +120,7 @@ READ = {"kernel_id": str(KERNEL), "run_id": "r", "offset": 0, "max_bytes": 1, "w
         ("offset", "0"),
         ("offset", True),
         ("max_bytes", 0),
-        ("max_bytes", calls.MAX_OUTPUT + 1),
+        ("max_bytes", MAX_OUTPUT + 1),
         ("wait", -0.1),
         ("wait", float("nan")),
         ("wait", float("inf")),
@@ -128,11 +129,11 @@ READ = {"kernel_id": str(KERNEL), "run_id": "r", "offset": 0, "max_bytes": 1, "w
 )
 def test_a_wrong_argument_is_refused(member, wrong):
     with pytest.raises(FrameError):
-        calls.from_wire(READ | {member: wrong}, calls.ReadOutput)
+        from_wire(READ | {member: wrong}, calls.ReadOutput)
 
 
 @pytest.mark.parametrize("member", READ)
 def test_a_missing_argument_is_named(member):
     arguments = {key: value for key, value in READ.items() if key != member}
     with pytest.raises(FrameError, match=member):
-        calls.from_wire(arguments, calls.ReadOutput)
+        from_wire(arguments, calls.ReadOutput)
