@@ -2,19 +2,20 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import trio
 import trio_websocket
 
-from .harness import COMMAND, Up
+from .harness import Installation, Up
 from .http import Http
 from .processes import shim_of
 from .runs import Runs
+from .websockets import connected
 
 pytestmark = pytest.mark.system
 
@@ -25,26 +26,10 @@ def http(shared_up: Up) -> Iterator[Http]:
         yield http
 
 
-@asynccontextmanager
-async def proxied(http: Http, target: str) -> AsyncIterator[trio_websocket.WebSocketConnection]:
-    """A proxy websocket."""
-    headers = [*http.headers("GET", target).items()]
-    endpoint = urlsplit(http.endpoint)
-    with trio.fail_after(COMMAND):
-        stream = await trio.open_tcp_stream(endpoint.hostname, endpoint.port)
-        async with stream, trio.open_nursery() as nursery:
-            socket = await trio_websocket.wrap_client_stream(
-                nursery, stream, endpoint.netloc, target, extra_headers=headers
-            )
-            yield socket
-            await socket.aclose()
-            nursery.cancel_scope.cancel()
-
-
 async def asked(http: Http, target: str, request: bytes) -> tuple[bytes, int]:
     """All that comes back, and the code that it is closed with."""
     answer = b""
-    async with proxied(http, target) as socket:
+    async with connected(http, target) as socket:
         await socket.send_message(request)
         try:
             while True:
@@ -110,7 +95,7 @@ def test_a_session_that_ends_takes_its_connections_along(shared_up: Up, http: Ht
     assert opened.run(SERVER % "kept = peer")[1] == 0
 
     async def main() -> Any:
-        async with proxied(http, TARGET) as socket:
+        async with connected(http, TARGET) as socket:
             await socket.send_message(b"hello")
             assert await socket.get_message() == b"olleh"
             os.kill(shim_of(shared_up, opened.session_id), signal.SIGKILL)
@@ -135,3 +120,39 @@ def test_what_cannot_be_reached(http: Http, query: str, status: int) -> None:
             "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
         }
         assert http.client.get(target, headers=headers).status_code == status
+
+
+def test_an_ordinary_users_sessions_have_services_and_terminals(
+    ordinary: tuple[Installation, Path],
+) -> None:
+    installation, folder = ordinary
+    with Up(installation, folder / "services") as up, closing(Http(up.said)) as http:
+        with Runs.in_new_session(http, "mine") as runs:
+            runs.run("open('page', 'w').write('hello')")
+            target = f"/stream/session/{runs.name}/httpproxy?app=files"
+            answer, code = trio.run(asked, http, target, b"GET /page HTTP/1.0\r\n\r\n")
+            assert answer.endswith(b"\r\n\r\nhello")
+            assert code == 1001
+            done = up.command("terminal", runs.name, stdin="test -t 0 && cat page; exit 4\n")
+            assert "hello" in done.stdout
+            assert done.returncode == 4
+        assert up.stop() == 0
+
+
+@pytest.mark.parametrize("option", [("--network",), ("--isolation", "none")], ids=lambda option: option[-1])
+def test_sessions_that_share_the_machines_network_listen_apart(
+    installation: Installation, folder: Path, option: tuple[str, ...]
+) -> None:
+    options = (*option, "--set", "agent.service-ports=31950-31980")
+    with (
+        Up(installation, folder / "data", *options) as up,
+        closing(Http(up.said)) as http,
+        Runs.in_new_session(http, "one") as one,
+        Runs.in_new_session(http, "two") as two,
+    ):
+        for runs in (one, two):
+            runs.run(f"open('page', 'w').write('{runs.name}')")
+        for runs in (one, two):
+            target = f"/stream/session/{runs.name}/httpproxy?app=files"
+            answer, _ = trio.run(asked, http, target, b"GET /page HTTP/1.0\r\n\r\n")
+            assert answer.endswith(b"\r\n\r\n" + runs.name.encode())

@@ -1,5 +1,6 @@
 """`terminal` under a terminal of its own, against the whole program."""
 
+import json
 import os
 import pty
 import select
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import termios
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from fcntl import ioctl
@@ -15,11 +17,14 @@ from pathlib import Path
 
 import attrs
 import pytest
+import trio
+import trio_websocket
 
 from .harness import COMMAND, Installation, Up, wait_until
 from .http import Http
 from .processes import child, shim_of
 from .runs import Runs
+from .websockets import connected
 
 pytestmark = pytest.mark.system
 
@@ -174,3 +179,61 @@ def test_it_survives_the_death_of_what_is_between(
             assert typist.ends() == 0
             shown = [typist.screen.count(f"<{number}>".encode()) for number in range(1, 23)]
             assert shown == [1] * 22
+
+
+async def shown(socket: trio_websocket.WebSocketConnection, text: bytes) -> tuple[bytes, int]:
+    """What is shown until the text is among that, and the offset after it."""
+    screen, offset = b"", 0
+    while text not in screen:
+        frame = json.loads(await socket.get_message())
+        if frame["type"] == "out":
+            screen += b64decode(frame["data"])
+            offset = frame.get("next_offset", 0)
+    return screen, offset
+
+
+async def type_in(socket: trio_websocket.WebSocketConnection, text: bytes, **members: int) -> None:
+    frame = {"type": "stdin", "chars": b64encode(text).decode(), **members}
+    await socket.send_message(json.dumps(frame))
+
+
+def test_a_legacy_client_of_the_websocket(shared_up: Up, runs: Runs) -> None:
+    async def main() -> None:
+        async with connected(runs.http, f"/stream/session/{runs.name}/pty") as socket:
+            for size in ((40, 111), (41, 112)):
+                frame = {"type": "resize", "rows": size[0], "cols": size[1]}
+                await socket.send_message(json.dumps(frame))
+            await socket.send_message(json.dumps({"type": "ping"}))
+            await type_in(socket, b"stty size; echo \xc3\xa4''\xc3\xb6; echo kept > kept\r")
+            assert b"41 112" in (await shown(socket, b"\xc3\xa4\xc3\xb6"))[0]
+            await socket.send_message(json.dumps({"type": "restart"}))
+            await type_in(socket, b"cat kept; echo an''ew\r")
+            screen, _ = await shown(socket, b"anew")
+            assert b"kept" in screen
+
+    trio.run(main)
+    states = {run["run_id"]: run["state"] for run in runs.list()}
+    assert states == {"terminal-1": "lost", "terminal-2": "running"}
+
+
+def test_a_connection_that_is_cut_is_gone_on_with(shared_up: Up, runs: Runs) -> None:
+    target = f"/stream/session/{runs.name}/pty?terminal=mine&client=me"
+    begin = b"n=1; echo fi''rst\r"
+
+    async def main() -> None:
+        async with connected(runs.http, target) as socket:
+            await type_in(socket, begin, offset=0)
+            screen, offset = await shown(socket, b"first")
+            await trio.aclose_forcefully(socket._stream)
+        async with connected(runs.http, f"{target}&offset={offset}") as socket:
+            attached = json.loads(await socket.get_message())
+            assert (attached["terminal"], attached["input"]) == ("mine", len(begin))
+            again = begin + b"n=$((n + 1)); echo n is $n.\r"  # as if the answer had been lost
+            await type_in(socket, again, offset=0)
+            more, _ = await shown(socket, b"n is 2.")
+            assert b"first" not in more
+        async with connected(runs.http, target) as socket:
+            screen, _ = await shown(socket, b"n is 2.")
+            assert screen.count(b"\nfirst") + screen.count(b"\rfirst") >= 1
+
+    trio.run(main)

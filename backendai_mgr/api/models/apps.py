@@ -16,8 +16,8 @@ LONGEST = 4096
 
 
 def _name(text: str) -> None:
-    if not 0 < len(text) <= LONGEST_NAME:
-        raise ValueError(f"value is not 1 to {LONGEST_NAME} characters long")
+    if not 0 < len(text.encode()) <= LONGEST_NAME:
+        raise ValueError(f"value is not 1 to {LONGEST_NAME} bytes long")
 
 
 def _port(port: int) -> None:
