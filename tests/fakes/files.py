@@ -123,14 +123,14 @@ class FakeFiles:
     ) -> Uploaded:
         self._enter(reference, "write_all", path)
         self._check(path, condition)
-        content, self.come = b"", 0
+        content, self.come = bytearray(), 0
         async with aclosing(chunks):
             async for chunk in chunks:
                 content += chunk
                 self.come = len(content)
                 if self.gate is not None:
                     await self.gate.wait()
-        return await self.write(caller, reference, path, content, exact=True, condition=condition)
+        return await self.write(caller, reference, path, bytes(content), exact=True, condition=condition)
 
     async def patch(
         self,

@@ -174,3 +174,19 @@ def test_a_session_that_is_removed_meanwhile_is_told(up: Up, tmp_path: Path) -> 
         assert finish(terminal, process) == 1
     assert b"The run was lost: " in terminal.shown
     assert output.read_bytes() == b"on\n"
+
+
+@pytest.mark.parametrize("name", ["worker", "agent"])
+def test_files_are_whole_although_a_part_is_killed_while_they_travel(
+    up: Up, tmp_path: Path, name: str
+) -> None:
+    """With the bars of their progress on the terminal."""
+    data = random.Random(SEED).randbytes(96 << 20)
+    (tmp_path / "big").write_bytes(data)
+    here, there = str(tmp_path / "big"), "kept:big"
+    for source, destination in ((here, there), (there, str(tmp_path / "back"))):
+        with on_terminal(up, tmp_path / "out", "cp", source, destination) as (terminal, process):
+            terminal.wait_for(rb"kept:big.* MB")
+            kill(up, name)
+            assert finish(terminal, process) == 0, terminal.shown
+    assert (tmp_path / "back").read_bytes() == data
