@@ -10,7 +10,7 @@ import click
 import trio
 from rich.console import Console
 
-from . import crowds, executes, memory, output, requests, rivals, starts, table
+from . import crowds, executes, memory, output, readers, requests, rivals, starts, table
 from .cases import Case
 from .figures import Row, compare
 from .harness import BenchError, Effort, open_system
@@ -21,6 +21,7 @@ CASES = [
     *requests.CASES,
     *executes.CASES,
     *output.CASES,
+    *readers.CASES,
     *memory.CASES,
     *starts.CASES,
     *crowds.CASES,

@@ -41,7 +41,10 @@ def hello_quart() -> Any:
 
 
 async def websocket_asgi(scope: Any, receive: Any, send: Any) -> None:
-    """``/flood/N`` sends N frames of 64 KiB; ``/echo`` answers one message. Both close then."""
+    """``/flood/N`` sends N frames of 64 KiB, ``/wait/N`` after a message; ``/echo`` answers one message.
+
+    All close then.
+    """
     if scope["type"] == "lifespan":
         await lifespan(receive, send)
         return
@@ -51,6 +54,8 @@ async def websocket_asgi(scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
         await send({"type": "websocket.send", "text": message["text"]})
     else:
+        if scope["path"].startswith("/wait/"):
+            await receive()
         for _ in range(int(scope["path"].rpartition("/")[2])):
             await send({"type": "websocket.send", "bytes": FRAME})
     await send({"type": "websocket.close", "code": 1000})

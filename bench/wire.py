@@ -49,7 +49,10 @@ class Requests:
     secret_key: str = ""
     headers: tuple[str, ...] = ()
 
-    def make(self, method: str, target: str, body: Any = None, *, upgrade: bool = False) -> bytes:
+    def make(
+        self, method: str, target: str, body: Any = None, *, upgrade: bool = False, raw: bytes | None = None
+    ) -> bytes:
+        """*raw* is a body of these very bytes."""
         lines = [f"{method} {target} HTTP/1.1", f"Host: {self.address}", *self.headers]
         if self.access_key is not None:
             lines += self._signature(method, target)
@@ -57,8 +60,8 @@ class Requests:
             key = base64.b64encode(os.urandom(16)).decode()
             lines += ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
             lines.append(f"Sec-WebSocket-Key: {key}")
-        content = b"" if body is None else json.dumps(body).encode()
-        if body is not None:
+        content = raw or (b"" if body is None else json.dumps(body).encode())
+        if content:
             lines.append(f"Content-Length: {len(content)}")
         return "\r\n".join([*lines, "", ""]).encode() + content
 
