@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
+from uuid import UUID
 
 import trio
 
@@ -16,7 +17,9 @@ from .shimsocket import NobodyListens
 
 log = logging.getLogger(__name__)
 
+#: Tunnels of all kernels, and of one of them.
 MAX_TUNNELS = 1024
+MAX_OF_KERNEL = 256
 
 _Key = tuple[bytes, int]
 
@@ -47,11 +50,14 @@ class Tunnels:
     def _dial(self, peer: bytes, message: link.Dial, present: "_Tunnel | None") -> None:
         if present is not None:
             log.warning("a tunnel was dialled twice")
-        elif len(self._tunnels) >= MAX_TUNNELS:
+        elif len(self._tunnels) >= MAX_TUNNELS or self._count(message.kernel_id) >= MAX_OF_KERNEL:
             self.hang_up(peer, message.sid, link.BROKEN, "too many connections to services")
         else:
             tunnel = self._tunnels[peer, message.sid] = _Tunnel(self, peer, message)
             self._nursery.start_soon(self._serve, tunnel)
+
+    def _count(self, kernel_id: UUID) -> int:
+        return sum(tunnel.spec.kernel_id == kernel_id for tunnel in self._tunnels.values())
 
     async def _serve(self, tunnel: "_Tunnel") -> None:
         code, words = link.CLOSED, ""

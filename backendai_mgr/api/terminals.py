@@ -34,6 +34,8 @@ blueprint = Blueprint("terminals", __name__)
 
 #: Who comes back without saying where it was sees so many bytes again.
 REPEATED = 64 * 1024
+#: Seconds until a terminal that had no room is asked again.
+PAUSE = 0.2
 
 
 @blueprint.websocket("/stream/session/<ref>/pty")
@@ -147,8 +149,10 @@ class _Attachment:
         end = begin + len(data)
         with suppress(Conflict):  # it has ended, which is told apart
             while begin <= self._typed < end:
-                done = self._typed - begin
+                before, done = self._typed, self._typed - begin
                 await self._type(data[done : done + MAX_TYPED], self._typed)
+                if self._typed == before:  # it was waited for room, or too many wait already
+                    await trio.sleep(PAUSE)
         if self._counted:
             await self.socket.send_value(ack_frame(self._typed))
 

@@ -22,7 +22,7 @@ from backendai_mgr.shim.runlog import RunLogWriter
 from backendai_mgr.shim.runstore import RunStore
 
 MAX_UNREAD = 64 << 10  # bytes typed that a program has not read yet
-MAX_WAITING = 64  # requests to type, of one terminal, that wait for room
+MAX_WAITING = 16  # requests to type, of one terminal, that wait for room; more are answered in vain at once
 PATIENCE = 5.0  # seconds until such a request is answered although there is none
 _PIECE = 64 << 10
 _MOST_AT_ONCE = 256 << 10  # of one program, before the others have their turn

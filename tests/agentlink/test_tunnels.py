@@ -179,3 +179,19 @@ async def test_services_are_started_and_shut_down(link, agent):
     assert agent.services == {"http": ({"--x": ["y"]}, {"A": "b"})}
     await link.shut_down_service(KERNEL, "http")
     assert agent.services == {}
+
+
+async def test_one_kernel_does_not_take_all_of_an_agents_tunnels(link, service, monkeypatch):
+    monkeypatch.setattr("backendai_mgr.agent.linktunnels.MAX_OF_KERNEL", 1)
+    with trio.fail_after(20):
+        async with link.tunnel(KERNEL, 8000):
+            await service.receive()
+            with pytest.raises(AgentError, match="too many"):
+                async with link.tunnel(KERNEL, 8000):
+                    raise AssertionError
+        while True:
+            try:
+                async with link.tunnel(KERNEL, 8000):
+                    break
+            except AgentError:  # the end of the first has not been heard yet
+                continue

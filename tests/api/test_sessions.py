@@ -140,7 +140,7 @@ async def test_info(client):
     assert set(info) == {
         "domainName", "groupId", "userId", "lang", "image", "architecture", "registry", "tag", "containerId",
         "occupiedSlots", "occupiedShares", "environ", "status", "statusInfo", "statusData", "age",
-        "creationTime", "terminationTime", "numQueriesExecuted", "lastStat",
+        "creationTime", "terminationTime", "numQueriesExecuted", "lastStat", "servicePorts",
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.shim.client import Client, Refused, Shim, until
+from tests.shim.client import Client, Refused, Shim, start_batch, until
 
 
 def open_terminal(client: Client, run_id: str, line: str | None = None, incarnation: int = 1) -> Any:
@@ -179,3 +179,19 @@ def test_a_service_prints_into_a_log_of_its_own(shim: Shim, client: Client) -> N
     assert sorted(shim.output("s").split("\n")) == ["", "err", "no input", "out"]
     client.ask("interrupt", run_id="s")
     assert client.ended("s")["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("descriptors", range(6, 12))
+def test_a_kernel_that_has_hardly_a_descriptor_left_lives(
+    make_shim: Callable[..., Shim], descriptors: int
+) -> None:
+    shim = make_shim()
+    shim.spec["setup"]["limits"] = {"RLIMIT_NOFILE": descriptors}
+    client = shim.running()
+    open_terminal(client, "t", "exit 3")
+    assert client.ended("t")["exit_code"] in (3, 126, 137)
+    start_batch(client, "b", exec="exit 4")
+    assert client.ended("b")["exit_code"] in (4, 126)
+    with pytest.raises(Refused):
+        client.ask("socket", port=1)
+    assert client.ask("hello")["state"] == "running"

@@ -196,6 +196,7 @@ def info_reply(session: Session, now: datetime) -> dict[str, Any]:
         "terminationTime": session.terminated_at.isoformat() if session.terminated_at else None,
         "numQueriesExecuted": session.num_queries,
         "lastStat": session.last_stat,
+        "servicePorts": service_ports(session),
     }
 
 

@@ -26,6 +26,7 @@ Any Python from 3.6 on runs this file; it needs the standard library only.
 """
 
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -167,8 +168,8 @@ class Guest:
             except OSError:  # the shim has died, and so shall we
                 os._exit(0)
 
-    def hand_out(self, fd: int, **message: "Any") -> None:
-        """Send a message with a descriptor."""
+    def hand_out(self, fd: int, **message: "Any") -> bool:
+        """Send a message with a descriptor; False if none can be sent: others of our account fill the way."""
         import _socket  # the rest of `socket` is not needed, and every kernel would keep it in memory
 
         if self._socket is None:
@@ -182,9 +183,12 @@ class Guest:
                 break
             except BlockingIOError:
                 select.select((), (self._control,), ())
-            except OSError:
+            except OSError as error:
+                if error.errno == errno.ETOOMANYREFS:
+                    return False
                 os._exit(0)
         self._write(data[sent:])
+        return True
 
     def _receive(self) -> None:
         try:
@@ -239,12 +243,15 @@ class Guest:
     # -- processes
 
     def _execute(self, number: int, line: str, stdin: "Optional[str]") -> None:
-        theirs, ours = os.pipe()
-        begun, begins = os.pipe()
+        fds = []  # type: List[int]
         try:
+            theirs, ours = os.pipe()
+            fds += theirs, ours
+            begun, begins = os.pipe()
+            fds += begun, begins
             pid = os.fork()
-        except OSError as error:  # no process may be added
-            for fd in (theirs, ours, begun, begins):
+        except OSError as error:  # no process or descriptor may be added
+            for fd in fds:
                 os.close(fd)
             self._cannot(number, error)
             return
@@ -277,40 +284,40 @@ class Guest:
 
     def _make_socket(self, number: int, port: int) -> None:
         """A socket belongs to the network that it was made in: so others reach what listens here."""
-        import _socket
-
         family = _listening(port)
         if family is None:
             self.send(socket=number, failed="nobody listens there")
             return
         try:
+            import _socket
+
             made = _socket.socket(getattr(_socket, family), _socket.SOCK_STREAM)
-        except OSError as error:  # no descriptor is left
-            self.send(socket=number, failed=error.strerror)
+        except (OSError, ImportError) as error:  # no descriptor is left
+            self.send(socket=number, failed=str(error))
             return
-        self.hand_out(made.fileno(), socket=number)
+        if not self.hand_out(made.fileno(), socket=number):
+            self.send(socket=number, failed="no descriptor can be sent")
         made.close()
 
     def _open(self, number: int, line: "Optional[str]", terminal: bool) -> None:
         """Start a program beside the others."""
-        import fcntl
-        import struct
-        import termios
+        fds = []  # type: List[int]
+        try:
+            import fcntl
+            import struct
+            import termios
 
-        try:
             ours, theirs = os.openpty() if terminal else os.pipe()
-        except OSError as error:
-            self._cannot(number, error)
-            return
-        begun, begins = os.pipe()
-        try:
+            fds += ours, theirs
+            begun, begins = os.pipe()
+            fds += begun, begins
             if terminal:
                 fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
             pid = os.fork()
-        except OSError as error:
-            for fd in (ours, theirs, begun, begins):
+        except (OSError, ImportError) as error:  # no process or descriptor is left, which an import needs too
+            for fd in fds:
                 os.close(fd)
-            self._cannot(number, error)
+            self._cannot_open(number, error)
             return
         if pid == 0:
             self._become_program(line, theirs, terminal)
@@ -319,8 +326,25 @@ class Guest:
         os.read(begun, 1)
         os.close(begun)
         self._commands[pid] = Command(number, pid, None)
-        self.hand_out(ours, opened=number)
+        try:
+            handed = self.hand_out(ours, opened=number)
+        except (OSError, ImportError):
+            handed = False
+        if not handed:
+            self._signal(signal.SIGKILL, number, False)
         os.close(ours)
+
+    def _cannot_open(self, number: int, error: Exception) -> None:
+        """Tell it where its output would be: what is printed here belongs to the run that is executed."""
+        try:
+            ours, theirs = os.pipe()
+            os.write(theirs, ("cannot execute: %s\n" % error).encode())
+            os.close(theirs)
+            self.hand_out(ours, opened=number)
+            os.close(ours)
+        except (OSError, ImportError):
+            pass
+        self.send(exited=number, status=126 << 8)
 
     def _become_program(self, line: "Optional[str]", end: int, terminal: bool) -> None:
         """In the child: turn into the program, with this end as its terminal, or as where it prints."""
