@@ -6,6 +6,7 @@ import attrs
 import click
 import trio
 
+from ..domain.status import DEAD
 from ..runtime.supervise import Backoff
 from ..wire.records import Record, from_json
 from .client import PATIENCE, Client
@@ -13,7 +14,8 @@ from .errors import ApiError, Away, CliError
 
 #: A connection that was open for so many seconds worked, though nothing came.
 _WORKED = 5.0
-_GONE = 404
+#: Of a session that is no more, and of one that is about to end.
+_GONE, _ENDING = 404, 409
 
 
 @attrs.frozen
@@ -61,7 +63,7 @@ async def follow_run(
         except ApiError as error:
             if error.status == _GONE and (lost := await _end_of_session(client, session_id)) is not None:
                 return lost
-            if not error.is_passing:
+            if not error.is_passing and error.status != _ENDING:
                 raise
             failure = error
         if works or until is None:
@@ -76,7 +78,7 @@ async def follow_run(
 async def _end_of_session(client: Client, session_id: str) -> RunEnd | None:
     """The end of a run whose session is no more; None if there is the session."""
     _, why = await client.call("GET", f"/session/{session_id}/why", patience=PATIENCE)
-    if why["status"] not in ("TERMINATED", "CANCELLED"):
+    if why["status"] not in DEAD:
         return None
     sentence = str(why["sentence"])
     return RunEnd("lost", None, f"its session has ended. {sentence}".removesuffix("."))

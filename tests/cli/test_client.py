@@ -232,6 +232,35 @@ async def test_patience_with_a_stream_is_bounded(monkeypatch, status: int) -> No
     assert tries > 2
 
 
+async def test_the_run_of_a_session_that_ends_meanwhile_is_lost(monkeypatch) -> None:
+    ends = [409, 404]
+
+    async def serve(request: WebSocketRequest) -> None:
+        await request.reject(ends.pop(0))
+
+    async def dead(client: Client, session_id: str) -> RunEnd:
+        await trio.lowlevel.checkpoint()
+        return RunEnd("lost", None, "its session has ended")
+
+    monkeypatch.setattr(runstream, "_end_of_session", dead)
+    async with streaming(serve) as client:
+        assert (await follow_run(client, "id", "run", ignore)).state == "lost"
+    assert ends == []
+
+
+async def test_a_run_that_is_not_there_is_told(monkeypatch) -> None:
+    async def serve(request: WebSocketRequest) -> None:
+        await request.reject(404, body=b'{"title": "No such run."}')
+
+    async def living(client: Client, session_id: str) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(runstream, "_end_of_session", living)
+    async with streaming(serve) as client:
+        with pytest.raises(ApiError, match="No such run"):
+            await follow_run(client, "id", "run", ignore)
+
+
 async def test_streams_that_open_and_close_at_once_are_given_up_too(monkeypatch) -> None:
     monkeypatch.setattr(runstream, "PATIENCE", 0.5)
 

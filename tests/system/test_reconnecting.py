@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from .cluster import free_port
 from .harness import COMMAND, Installation, Up, wait_until
 from .processes import child
 
@@ -131,6 +132,24 @@ def test_output_is_whole_although_a_part_is_killed_in_mid_run(up: Up, tmp_path: 
     assert (b"[Connected again]" in terminal.shown) >= (name == "worker")
     told = re.sub(rb"\n?\r\x1b\[K\[[^\]]*\]\n?", b"", terminal.shown)
     assert told == b"".join(b"%d;" % n for n in range(PIECES))
+
+
+def test_output_is_whole_although_all_of_it_is_killed_and_started_again(
+    installation: Installation, folder: Path
+) -> None:
+    output, port = folder / "output", str(free_port())
+    slowly = GENERATOR + "    time.sleep(0.05)\n"  # its worker takes leave for up to three seconds
+    with Up(installation, folder / "data", "--port", port) as up:
+        done = up.command("run", "--session", "kept", "--keep", "pass")
+        assert done.returncode == 0, done.stderr
+        with on_terminal(up, output, "run", "--session", "kept", slowly) as (terminal, process):
+            terminal.wait_for(rb"\b40;")
+            up.signal(signal.SIGKILL)
+            up.process.wait()
+            terminal.wait_for(STATUS)
+            with Up(installation, folder / "data", "--port", port):
+                assert finish(terminal, process) == 0, terminal.shown
+        assert output.read_bytes() == expected()
 
 
 def test_prompts_are_answered_once_although_the_manager_is_killed_before_each_answer(
