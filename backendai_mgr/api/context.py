@@ -23,6 +23,8 @@ from .metrics import Metrics
 if TYPE_CHECKING:
     from quart.wrappers.base import BaseRequestWebsocket
 
+    from .sharing import SharedRuns
+
 
 #: Member of a scope's ``state``: the server's connection that a request or websocket came over, if it tells.
 TRANSPORT = "backendai.transport"
@@ -53,6 +55,7 @@ class Installed:
     services: ApiServices
     limits: Limits
     metrics: Metrics
+    shared: "SharedRuns"
 
 
 EXTENSION = "backendai"
