@@ -35,6 +35,7 @@ from .front import ROUTE, Application, Front
 from .limits import Limits
 from .metrics import AgentMetrics, Metrics
 from .problems import problem_of
+from .sharing import SharedRuns
 from .sockets import INTERNAL_ERROR, POLICY, PeerLeft, Socket, SocketConnection, current_socket
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Api(QuartTrio):
         self.url_map.merge_slashes = False
         self.url_map.redirect_defaults = False
         self.url_map.converters = {**self.url_map.converters, "path": _AnyPath}
-        self.extensions[EXTENSION] = Installed(services, limits, metrics)
+        self.extensions[EXTENSION] = Installed(services, limits, metrics, SharedRuns())
         self.before_request(_before)
         self.before_websocket(_before)
         for blueprint in BLUEPRINTS:

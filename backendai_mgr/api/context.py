@@ -25,6 +25,8 @@ from .metrics import Metrics
 if TYPE_CHECKING:
     from quart.wrappers.base import BaseRequestWebsocket
 
+    from .sharing import SharedRuns
+
 
 #: Member of a scope's ``state``: the server's connection that a request or websocket came over, if it tells.
 TRANSPORT = "backendai.transport"
@@ -57,6 +59,7 @@ class Installed:
     services: ApiServices
     limits: Limits
     metrics: Metrics
+    shared: "SharedRuns"
 
 
 EXTENSION = "backendai"

@@ -19,24 +19,27 @@ LINGER_SECONDS = 0.001
 MERGE_NS = 10_000_000
 
 
+def of_streams(records: Iterable[Record], streams: Collection[str]) -> Iterable[Record]:
+    """The records of these streams, and gaps; all of them where no stream is named."""
+    if not streams:
+        return records
+    return (record for record in records if record.stream in streams or record.stream == GAP)
+
+
 class Joiner:
     """Moves the bounds between records of text so that each record holds whole characters.
 
     Nothing is lost and offsets stay true. Only where another stream's output lies inside a character do its
-    parts stay apart (and go out as base64, since neither is text). With *streams* only records of these are
-    let through, and gaps.
+    parts stay apart (and go out as base64, since neither is text).
     """
 
-    def __init__(self, streams: Collection[str] = ()) -> None:
-        self._streams = {*streams, GAP} if streams else None
+    def __init__(self) -> None:
         #: The beginning of a character whose rest has not come yet.
         self.held: Record | None = None
 
     def join(self, records: Iterable[Record], *, final: bool = False) -> list[Record]:
         """The records after those of the call before; ``final`` lets out a character that stays broken."""
         joined: list[Record] = []
-        if self._streams is not None:
-            records = (record for record in records if record.stream in self._streams)
         held, self.held = self.held, None
         for record in merged(records):
             if held is not None and (record.stream, record.offset) == (held.stream, held.end):

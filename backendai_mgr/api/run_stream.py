@@ -4,18 +4,18 @@ import json
 from functools import partial
 from typing import Any
 
-import trio
 from quart import Blueprint
 
 from ..domain.accounts import Caller
 from ..domain.errors import Conflict
+from . import sharing
 from .auth import authenticated
 from .body import query_parameters
 from .context import admit_work, services
 from .decoding import clean_text
-from .models.runs import LARGEST_INPUT, LARGEST_OFFSET, FollowOutput, check_within, end_reply, records_reply
-from .output import BATCH_SECONDS, Intake, Joiner
-from .sockets import INVALID_DATA, POLICY, Socket, current_socket, race, serve, stop_with_server
+from .models.runs import LARGEST_INPUT, LARGEST_OFFSET, FollowOutput, check_within, end_reply
+from .sharing import Follower
+from .sockets import INVALID_DATA, POLICY, Socket, current_socket, serve, stop_with_server
 
 blueprint = Blueprint("run_stream", __name__)
 
@@ -32,36 +32,27 @@ async def follow(caller: Caller, name: str, run_id: str) -> None:
     """
     admit_work()
     query = query_parameters(FollowOutput)
-    _, run = await services().runs.get(caller, name, run_id)
+    session, run = await services().runs.get(caller, name, run_id)
     check_within(run, query.offset)
     socket = current_socket()
     await socket.open()
-    await serve(
-        socket,
-        partial(_send_output, socket, caller, name, run_id, query),
-        partial(_obey, socket, caller, name, run_id),
-        partial(stop_with_server, socket),
-    )
+    with sharing.follow(caller, session, run_id, query.offset, query.streams) as follower:
+        await serve(
+            socket,
+            follower.lead,
+            partial(_send_output, socket, follower),
+            partial(_obey, socket, caller, name, run_id),
+            partial(stop_with_server, socket),
+        )
 
 
-async def _send_output(socket: Socket, caller: Caller, name: str, run_id: str, query: FollowOutput) -> None:
-    async with services().runs.stream(caller, name, run_id, offset=query.offset) as items:
-        intake = Intake()
-        await race(partial(intake.feed, items), partial(_send_batches, socket, query, intake))
-
-
-async def _send_batches(socket: Socket, query: FollowOutput, intake: Intake) -> None:
-    joiner, end = Joiner(query.streams), query.offset
-    sent_at = trio.current_time() - BATCH_SECONDS
+async def _send_output(socket: Socket, follower: Follower) -> None:
     while True:
-        batch = await intake.batch(until=sent_at + BATCH_SECONDS)
-        end = batch.records[-1].end if batch.records else end
-        records = joiner.join(batch.records, final=batch.ended is not None)
-        if records:
-            await socket.send_value(records_reply(records, joiner.next_offset(end)))
-            sent_at = trio.current_time()
-        if batch.ended is not None:
-            await socket.send_value(end_reply(batch.ended))
+        frame = await follower.next()
+        if frame.records:
+            await socket.send_text(frame.text)
+        if frame.ended is not None:
+            await socket.send_value(end_reply(frame.ended))
             await socket.finish()
             return
 

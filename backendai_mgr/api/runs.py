@@ -14,7 +14,7 @@ from .auth import authenticated
 from .body import json_parameters, query_parameters, reply
 from .context import admit_work, limits, services
 from .models.runs import AnswerRun, ListRuns, PutRun, ReadOutput, check_within, records_reply, run_reply
-from .output import Joiner
+from .output import Joiner, of_streams
 
 blueprint = Blueprint("runs", __name__)
 
@@ -89,7 +89,7 @@ async def output(caller: Caller, name: str, run_id: str) -> Response:
 
 async def _read(caller: Caller, name: str, run_id: str, query: ReadOutput) -> dict[str, Any]:
     """Read until there is a whole character to hand out, the run's output ends, or the wait is over."""
-    joiner = Joiner(query.streams)
+    joiner = Joiner()
     end, deadline = query.offset, trio.current_time() + query.wait
     while True:
         wait = max(0.0, deadline - trio.current_time())
@@ -99,7 +99,7 @@ async def _read(caller: Caller, name: str, run_id: str, query: ReadOutput) -> di
         check_within(piece.run, query.offset)
         end = piece.next_offset
         over = _drained(piece)
-        records = joiner.join(map(Record.unpack, piece.records), final=over)
+        records = joiner.join(of_streams(map(Record.unpack, piece.records), query.streams), final=over)
         if records or over or not piece.records or trio.current_time() >= deadline:
             break
     return records_reply(records, joiner.next_offset(end)) | {

@@ -104,7 +104,11 @@ class Socket(TrioWebsocket):
 
     async def send_value(self, value: Any) -> None:
         """Send *value* as JSON. `PeerLeft` when the client took nothing for too long."""
-        await self._bounded(self._send, to_json(value))
+        await self.send_text(to_json(value))
+
+    async def send_text(self, text: str) -> None:
+        """Send *text* as one message. `PeerLeft` as above."""
+        await self._bounded(self._send, text)
 
     async def send_bytes(self, data: bytes) -> None:
         """Send a binary message. `PeerLeft` as above."""

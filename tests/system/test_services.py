@@ -41,7 +41,7 @@ async def asked(http: Http, target: str, request: bytes) -> tuple[bytes, int]:
 def test_a_web_server_in_a_session(http: Http) -> None:
     with Runs.in_new_session(http, "served") as runs:
         text = os.urandom(2_000_000).hex().encode()
-        assert http.call("PUT", f"/session/{runs.name}/files/page", raw=text).status_code == 200
+        assert http.call("PUT", f"/session/{runs.name}/files/page", raw=text).status_code == 201
         listed = http.call("GET", f"/stream/session/{runs.name}/apps").json()
         assert listed == [{"name": "files", "protocol": "http", "ports": [8000]}]
         target = f"/stream/session/{runs.name}/httpproxy?app=files"

@@ -92,8 +92,8 @@ def test_a_shell_with_its_sizes_and_its_exit_code(shared_up: Up, runs: Runs) -> 
         typist.resize(41, 133)
         typist.type("while [ \"$(stty size)\" != '41 133' ]; do :; done; echo res''ized\r")
         typist.sees("resized")
-        typist.type("sleep 1000\r")
-        typist.sees("sleep 1000\r\n")
+        typist.type("sh -c 'echo sl''eeps; exec sleep 1000'\r")
+        typist.sees("sleeps")  # in the foreground: before it was, nobody would have been interrupted
         typist.type("\x03")  # for what runs there, not for us
         typist.sees("~$ ", times=4)  # what is typed before the shell is back may be lost in any terminal
         typist.type("echo inter''rupted; exit 7\r")
