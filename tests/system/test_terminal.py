@@ -92,8 +92,12 @@ def test_a_shell_with_its_sizes_and_its_exit_code(shared_up: Up, runs: Runs) -> 
         typist.resize(41, 133)
         typist.type("while [ \"$(stty size)\" != '41 133' ]; do :; done; echo res''ized\r")
         typist.sees("resized")
-        typist.type("sleep 1000\r")
+        typist.type("PS1='rea''dy> '\r")
+        typist.sees("ready> ")
+        typist.type("echo sleep''ing; sleep 1000\r")
+        typist.sees("sleeping")
         typist.type("\x03")  # for what runs there, not for us
+        typist.sees("ready> ", times=2)  # what is typed while the shell recovers may be lost
         typist.type("echo inter''rupted; exit 7\r")
         typist.sees("interrupted")
         assert typist.ends() == 7
