@@ -26,7 +26,6 @@ Any Python from 3.6 on runs this file; it needs the standard library only.
 """
 
 import ctypes
-import errno
 import gc
 import json
 import os
@@ -50,6 +49,7 @@ ROWS, COLUMNS = 24, 80  # until somebody says otherwise
 LOOK_SECONDS = 0.1  # between two looks whether a command waits for input
 MOST_UNFED = 1024 * 1024  # bytes that wait for a command to read them; what is more is dropped
 _READ_CALL = {"x86_64": 0, "aarch64": 63}.get(os.uname().machine)  # number of read(2)
+_TOO_MANY_REFS = 109  # ETOOMANYREFS
 _LISTENS = "0A"  # a state in the kernel's tables of sockets
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -184,7 +184,7 @@ class Guest:
             except BlockingIOError:
                 select.select((), (self._control,), ())
             except OSError as error:
-                if error.errno == errno.ETOOMANYREFS:
+                if error.errno == _TOO_MANY_REFS:
                     return False
                 os._exit(0)
         self._write(data[sent:])
