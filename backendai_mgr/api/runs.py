@@ -6,7 +6,7 @@ import trio
 from quart import Blueprint, Response
 
 from ..domain.accounts import Caller
-from ..domain.sessions import LiveSession
+from ..domain.sessions import PlacedSession
 from ..wire.records import Record
 from ..wire.rpc import Output, RunStatus
 from . import run_events
@@ -109,7 +109,7 @@ async def _read(caller: Caller, name: str, run_id: str, query: ReadOutput) -> di
     }
 
 
-def _run_reply(session: LiveSession, run: RunStatus) -> dict[str, Any]:
+def _run_reply(session: PlacedSession, run: RunStatus) -> dict[str, Any]:
     """The run, and the address under which it is found although the session's name may change hands."""
     url = f"/session/{session.id}/runs/{run.run_id}"
     return run_reply(run) | {"session_id": str(session.id), "url": url}

@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from ..domain.accounts import Caller
-from ..domain.sessions import LiveSession
+from ..domain.sessions import PlacedSession
 from ..wire.records import Record
 from ..wire.rpc import RunStatus
 from .body import to_json
@@ -269,7 +269,7 @@ class Follower:
 
 
 def follow(
-    caller: Caller, session: LiveSession, run_id: str, offset: int, streams: Collection[str] = ()
+    caller: Caller, session: PlacedSession, run_id: str, offset: int, streams: Collection[str] = ()
 ) -> Follower:
     """A reader of this run, which the caller may read."""
     installation = installed()

@@ -10,7 +10,7 @@ import asyncpg
 
 from ..domain.accounts import Caller
 from ..domain.ids import AccessKey, AgentId, KernelId, SessionId, parse_uuid
-from ..domain.sessions import LiveSession, NewSession, Session
+from ..domain.sessions import NewSession, PlacedSession, Session
 from ..domain.status import Status
 from ..services.ports import EnqueueFacts, ImageRow, KernelMove, Match, Renaming
 from . import transition
@@ -277,10 +277,10 @@ class PgSessions:
         except asyncpg.UniqueViolationError:
             return "name-taken"
 
-    async def placed(self, session_id: SessionId) -> LiveSession | None:
+    async def placed(self, session_id: SessionId) -> PlacedSession | None:
         """The session, dead or alive, if it has (or had) an agent."""
 
-        async def work(conn: Conn) -> LiveSession | None:
+        async def work(conn: Conn) -> PlacedSession | None:
             row = await conn.fetchrow(PLACED, session_id)
             return None if row is None else _live(row)
 
@@ -369,8 +369,8 @@ def _match(row: Row) -> Match:
     )
 
 
-def _live(row: Row) -> LiveSession:
-    return LiveSession(
+def _live(row: Row) -> PlacedSession:
+    return PlacedSession(
         id=SessionId(row["id"]),
         name=row["name"],
         owner=AccessKey(row["access_key"]),

@@ -82,8 +82,8 @@ class Session:
 
 
 @attrs.frozen(kw_only=True)
-class LiveSession:
-    """What the execute path needs of a session that has an agent; kept in each worker's directory."""
+class PlacedSession:
+    """What the way to its runs needs of a session that has, or had, an agent."""
 
     id: SessionId
     name: str

@@ -9,7 +9,7 @@ import attrs
 from ..domain.accounts import Caller
 from ..domain.errors import InvalidParameters, NotFound, ServiceFailed, Unavailable
 from ..domain.requests import invalid
-from ..domain.sessions import LiveSession
+from ..domain.sessions import PlacedSession
 from .agentports import AgentLink, Agents, Tunnel
 from .agentwords import Refusals, told_by_agent
 from .directory import Directory
@@ -34,7 +34,7 @@ class StartApp:
 class App:
     """A service that listens at ``port`` inside of this session."""
 
-    session: LiveSession
+    session: PlacedSession
     port: int
 
 
@@ -80,7 +80,7 @@ class AppService:
             async with self._link(app.session).tunnel(app.session.kernel_id, app.port) as tunnel:
                 yield tunnel
 
-    def _link(self, live: LiveSession) -> AgentLink:
+    def _link(self, live: PlacedSession) -> AgentLink:
         return self._agents.link(live.agent_id, live.agent_addr)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from ..domain.errors import Conflict, NotFound, TooManyMatches, Unavailable
 from ..domain.ids import AccessKey, SessionId
-from ..domain.sessions import LiveSession
+from ..domain.sessions import PlacedSession
 from ..domain.status import DEAD, Status
 from .ports import EventRow, Match, Sessions
 
@@ -20,7 +20,7 @@ class Directory:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._known: OrderedDict[AccessKey, dict[tuple[str, bool], LiveSession]] = OrderedDict()
+        self._known: OrderedDict[AccessKey, dict[tuple[str, bool], PlacedSession]] = OrderedDict()
         self._generation = 0
 
     def on_event(self, event: EventRow) -> None:
@@ -34,7 +34,7 @@ class Directory:
         self._generation += 1
         self._known.clear()
 
-    async def find(self, owner: AccessKey, reference: str, *, exact: bool) -> LiveSession:
+    async def find(self, owner: AccessKey, reference: str, *, exact: bool) -> PlacedSession:
         """The owner's running session that *reference* names: exactly (or by full UUID), or by the legacy
         rules of prefixes.
 
@@ -51,7 +51,7 @@ class Directory:
             raise _in_no_state(reference, session.id, str(session.status))
         return session
 
-    async def find_placed(self, owner: AccessKey, name: str) -> LiveSession:
+    async def find_placed(self, owner: AccessKey, name: str) -> PlacedSession:
         """The owner's session of exactly this name (or full UUID), the live one before those that have ended,
         whatever its status, with the agent that has its runs. `NotFound`, or `Conflict` when it has no agent.
         """
@@ -60,7 +60,7 @@ class Directory:
 
     async def _look(
         self, owner: AccessKey, reference: str, *, exact: bool, include_dead: bool
-    ) -> LiveSession:
+    ) -> PlacedSession:
         """Look the session up. One that runs is remembered."""
         generation = self._generation
         match = only(await self._sessions.match(owner, reference, include_dead=include_dead, exact=exact))

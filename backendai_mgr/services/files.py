@@ -22,7 +22,7 @@ from ..domain.errors import (
 )
 from ..domain.ids import AccessKey, KernelId
 from ..domain.requests import invalid
-from ..domain.sessions import LiveSession
+from ..domain.sessions import PlacedSession
 from ..domain.status import DEAD, Status
 from ..wire.call import MAX_OUTPUT
 from ..wire.callosum import AgentError
@@ -280,12 +280,12 @@ class FileService:
 
     # -- parts
 
-    def _link(self, live: LiveSession) -> AgentLink:
+    def _link(self, live: PlacedSession) -> AgentLink:
         return self._agents.link(live.agent_id, live.agent_addr)
 
     async def _write_piece(
         self,
-        live: LiveSession,
+        live: PlacedSession,
         path: str,
         upload: str,
         offset: int,
@@ -306,7 +306,7 @@ class FileService:
                     condition=condition,
                 )
 
-    async def _piece(self, live: LiveSession, path: str, offset: int, length: int) -> FilePiece:
+    async def _piece(self, live: PlacedSession, path: str, offset: int, length: int) -> FilePiece:
         async with self._pieces:
             with told_by_agent(_REFUSALS):
                 return await self._link(live).read_file(
@@ -314,7 +314,7 @@ class FileService:
                 )
 
     async def _pieces_of(
-        self, live: LiveSession, path: str, first: FilePiece, offset: int, wanted: int
+        self, live: PlacedSession, path: str, first: FilePiece, offset: int, wanted: int
     ) -> AsyncIterator[bytes]:
         data = first.data[:wanted]
         while True:

@@ -16,7 +16,7 @@ import attrs
 from ..domain.accounts import Caller, Credential
 from ..domain.ids import AccessKey, AgentId, KernelId, SessionId
 from ..domain.joining import Join, JoinRequest, StoredToken, TokenText
-from ..domain.sessions import KernelRow, KernelToStart, LiveSession, NewSession, Session
+from ..domain.sessions import KernelRow, KernelToStart, NewSession, PlacedSession, Session
 from ..domain.status import AgentStatus, Status
 from ..scheduling.snapshot import Plan, Snapshot
 from ..wire.reports import Report
@@ -137,7 +137,7 @@ class Sessions(Protocol):
     async def rename(self, session_id: SessionId, name: str, *, now: datetime) -> Renaming:
         """Give the session another name, if it is RUNNING and no live one of its owner has that name."""
 
-    async def placed(self, session_id: SessionId) -> LiveSession | None:
+    async def placed(self, session_id: SessionId) -> PlacedSession | None:
         """The session, dead or alive, if it has (or had) an agent."""
 
     async def stored_log(self, kernel_id: KernelId) -> bytes | None:

@@ -22,7 +22,7 @@ from ..domain.errors import (
 )
 from ..domain.ids import KernelId, is_run_id
 from ..domain.requests import invalid
-from ..domain.sessions import LiveSession
+from ..domain.sessions import PlacedSession
 from ..domain.status import DEAD, RunState
 from ..runtime.failpoint import failpoint
 from ..wire.records import ConsoleFold, Record
@@ -59,7 +59,9 @@ class RunService:
         self._agents = agents
         self._folds: OrderedDict[tuple[KernelId, str], ConsoleFold] = OrderedDict()
 
-    async def put(self, caller: Caller, name: str, run_id: str, spec: RunSpec) -> tuple[LiveSession, Started]:
+    async def put(
+        self, caller: Caller, name: str, run_id: str, spec: RunSpec
+    ) -> tuple[PlacedSession, Started]:
         """Start the run unless this id has started already; `RunConflict` when it did with another body."""
         check_new(run_id, "run_id")
         try:
@@ -75,7 +77,7 @@ class RunService:
         failpoint("put.after_start")
         return live, started
 
-    async def get(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
+    async def get(self, caller: Caller, name: str, run_id: str) -> tuple[PlacedSession, RunStatus]:
         """The run as its shim tells it, or has left it."""
         live = await self._directory.find_placed(caller.access_key, name)
         with _told(live):
@@ -87,7 +89,7 @@ class RunService:
         with _told(live):
             await self._link(live).delete_run(live.kernel_id, run_id)
 
-    async def interrupt(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
+    async def interrupt(self, caller: Caller, name: str, run_id: str) -> tuple[PlacedSession, RunStatus]:
         """Interrupt the run, or take it out of the queue; its status afterwards. An ended run stays so."""
         live = await self._directory.find_placed(caller.access_key, name)
         with _told(live):
@@ -104,7 +106,7 @@ class RunService:
 
     async def list(
         self, caller: Caller, name: str, *, limit: int, after: str | None
-    ) -> tuple[LiveSession, Sequence[RunStatus], str | None]:
+    ) -> tuple[PlacedSession, Sequence[RunStatus], str | None]:
         """The session's runs, newest first, and the cursor of the next page (None: no more)."""
         place = None if after is None else _parse_cursor(after)
         live = await self._directory.find_placed(caller.access_key, name)
@@ -115,7 +117,7 @@ class RunService:
 
     async def answer(
         self, caller: Caller, name: str, run_id: str, *, offset: int | None, text: str | None
-    ) -> tuple[LiveSession, RunStatus]:
+    ) -> tuple[PlacedSession, RunStatus]:
         """Answer what the run asks for at ``offset`` (None: now); ``text`` None is the end of all input.
 
         `Conflict` when it does not ask for that (any more).
@@ -192,14 +194,14 @@ class RunService:
             piece = await link.poll_run(live.kernel_id, run_id, wait=flush, max_bytes=POLL_BYTES, order=order)
         return self._fold(live, run_id, piece)
 
-    async def attach_legacy(self, caller: Caller, reference: str) -> LiveSession:
+    async def attach_legacy(self, caller: Caller, reference: str) -> PlacedSession:
         """The caller's running session by the legacy rules."""
         return await self._directory.find(caller.access_key, reference, exact=False)
 
-    def _link(self, live: LiveSession) -> AgentLink:
+    def _link(self, live: PlacedSession) -> AgentLink:
         return self._agents.link(live.agent_id, live.agent_addr)
 
-    def _fold(self, live: LiveSession, run_id: str, piece: Output) -> ExecuteResult:
+    def _fold(self, live: PlacedSession, run_id: str, piece: Output) -> ExecuteResult:
         """A character that two polls share is put together, so the fold is kept between them."""
         key = (live.kernel_id, run_id)
         fold = self._folds.pop(key, None) or ConsoleFold()
@@ -216,11 +218,11 @@ class RunService:
         )
 
 
-def run_order(live: LiveSession, spec: RunSpec) -> RunOrder:
+def run_order(live: PlacedSession, spec: RunSpec) -> RunOrder:
     return RunOrder.of(live.incarnation, spec)
 
 
-def _told(live: LiveSession) -> AbstractContextManager[None]:
+def _told(live: PlacedSession) -> AbstractContextManager[None]:
     """Turn what the agent says about the session's runs into refusals."""
     return told_by_agent({**RUN_REFUSALS, **_GONE} if live.status in DEAD else RUN_REFUSALS)
 

@@ -10,7 +10,7 @@ from ..domain.accounts import Caller
 from ..domain.errors import Conflict, Unavailable
 from ..domain.ids import is_run_id
 from ..domain.requests import invalid
-from ..domain.sessions import LiveSession
+from ..domain.sessions import PlacedSession
 from ..runtime.supervise import Backoff
 from ..wire.rpc import RunSpec, RunStatus
 from .agentports import AgentLink, Agents
@@ -36,7 +36,7 @@ class TerminalService:
         self._directory = directory
         self._agents = agents
 
-    async def open(self, caller: Caller, reference: str, name: str | None) -> tuple[LiveSession, RunStatus]:
+    async def open(self, caller: Caller, reference: str, name: str | None) -> tuple[PlacedSession, RunStatus]:
         """The terminal of this name, opened unless it was before; it may have ended.
 
         Without a name the session's default terminal, which lives. `RunConflict` when the name is another
@@ -88,10 +88,10 @@ class TerminalService:
 
         await _patiently(resize_once)
 
-    async def _start(self, link: AgentLink, live: LiveSession, name: str) -> RunStatus:
+    async def _start(self, link: AgentLink, live: PlacedSession, name: str) -> RunStatus:
         return (await link.start_run(live.kernel_id, name, run_order(live, _SPEC))).run
 
-    def _link(self, live: LiveSession) -> AgentLink:
+    def _link(self, live: PlacedSession) -> AgentLink:
         return self._agents.link(live.agent_id, live.agent_addr)
 
 

@@ -13,7 +13,7 @@ import trio
 from backendai_mgr.domain.accounts import Caller, Credential, KeypairPolicy, Role
 from backendai_mgr.domain.errors import Conflict, InvalidParameters, NotFound, RunConflict
 from backendai_mgr.domain.ids import AccessKey, AgentId, SessionId, is_run_id
-from backendai_mgr.domain.sessions import LiveSession, Session
+from backendai_mgr.domain.sessions import PlacedSession, Session
 from backendai_mgr.domain.status import RunState, Status
 from backendai_mgr.services.ports import Match, StoreUnavailable
 from backendai_mgr.services.runs import ExecuteResult, legacy_outcome
@@ -242,12 +242,12 @@ class FakeRuns:
         self.abandoned: list[str] = []
         self._folds: dict[str, tuple[ConsoleFold, int]] = {}
 
-    def _enter(self, reference: str) -> LiveSession:
+    def _enter(self, reference: str) -> PlacedSession:
         if self.refusal is not None:
             refusal, self.refusal = self.refusal, None
             raise refusal
         session = self._sessions._find(reference)
-        return LiveSession(
+        return PlacedSession(
             id=session.id,
             name=session.name,
             owner=session.access_key,
@@ -262,7 +262,9 @@ class FakeRuns:
             raise NotFound("run")
         return self.runs[run_id]
 
-    async def put(self, caller: Caller, name: str, run_id: str, spec: RunSpec) -> tuple[LiveSession, Started]:
+    async def put(
+        self, caller: Caller, name: str, run_id: str, spec: RunSpec
+    ) -> tuple[PlacedSession, Started]:
         if not is_run_id(run_id):
             raise InvalidParameters("", {"run_id": "not a run id"})
         live = self._enter(name)
@@ -274,10 +276,10 @@ class FakeRuns:
         self.program(run)
         return live, Started(created=True, run=run.status)
 
-    async def get(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
+    async def get(self, caller: Caller, name: str, run_id: str) -> tuple[PlacedSession, RunStatus]:
         return self._enter(name), self._run(run_id).status
 
-    async def interrupt(self, caller: Caller, name: str, run_id: str) -> tuple[LiveSession, RunStatus]:
+    async def interrupt(self, caller: Caller, name: str, run_id: str) -> tuple[PlacedSession, RunStatus]:
         live = self._enter(name)
         self._run(run_id).interrupt()
         return live, self.runs[run_id].status
@@ -288,7 +290,7 @@ class FakeRuns:
 
     async def list(
         self, caller: Caller, name: str, *, limit: int, after: str | None
-    ) -> tuple[LiveSession, list[RunStatus], str | None]:
+    ) -> tuple[PlacedSession, list[RunStatus], str | None]:
         live = self._enter(name)
         begin = 0 if after is None else int(after)
         runs = [run.status for run in reversed(self.runs.values())][begin:]
@@ -302,7 +304,7 @@ class FakeRuns:
 
     async def answer(
         self, caller: Caller, name: str, run_id: str, *, offset: int | None, text: str | None
-    ) -> tuple[LiveSession, RunStatus]:
+    ) -> tuple[PlacedSession, RunStatus]:
         live = self._enter(name)
         run = self._run(run_id)
         prompt = run.status.prompt
@@ -386,7 +388,7 @@ class FakeRuns:
         status, exit_code = legacy_outcome(run.status) if run.status.ended else ("continued", None)
         return ExecuteResult(run_id=run_id, status=status, exit_code=exit_code, console=console)
 
-    async def attach_legacy(self, caller: Caller, reference: str) -> LiveSession:
+    async def attach_legacy(self, caller: Caller, reference: str) -> PlacedSession:
         return self._enter(reference)
 
 

@@ -17,7 +17,7 @@ from backendai_mgr.domain.lifecycle import (
     deadline,
     session_status,
 )
-from backendai_mgr.domain.sessions import KernelRow, KernelToStart, LiveSession, Session
+from backendai_mgr.domain.sessions import KernelRow, KernelToStart, PlacedSession, Session
 from backendai_mgr.domain.slots import Slots
 from backendai_mgr.domain.status import DEAD, LIVE, AgentStatus, Status
 from backendai_mgr.scheduling.snapshot import AgentView, OwnerView, PendingSession, Snapshot
@@ -272,7 +272,7 @@ class FakeStore:
         s = self.sessions.get(session_id)
         if s is None or s.agent_id is None:
             return None
-        return LiveSession(
+        return PlacedSession(
             id=s.id,
             name=s.name,
             owner=s.access_key,

@@ -8,7 +8,7 @@ import trio
 from backendai_mgr.domain.accounts import Caller
 from backendai_mgr.domain.errors import Conflict, RunConflict
 from backendai_mgr.domain.ids import is_run_id
-from backendai_mgr.domain.sessions import LiveSession
+from backendai_mgr.domain.sessions import PlacedSession
 from backendai_mgr.shim.keyboard import Keyboard
 from backendai_mgr.wire.rpc import RunSpec, RunStatus
 
@@ -40,7 +40,7 @@ class FakeTerminals:
             while not condition():
                 await self._changed.wait()
 
-    async def open(self, caller: Caller, reference: str, name: str | None) -> tuple[LiveSession, RunStatus]:
+    async def open(self, caller: Caller, reference: str, name: str | None) -> tuple[PlacedSession, RunStatus]:
         live = self._runs._enter(reference)
         if name is None:
             names = (f"terminal-{number}" for number in count(1))
