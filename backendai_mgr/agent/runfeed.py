@@ -135,7 +135,7 @@ class RunFeed:
         found = window.cut(offset, size)
         offset = found[-1].end if found else offset
         size -= sum(len(record.data) for record in found)
-        if size > 0 and self._may_hold(offset, run) and (records := self._read_files(offset, run)):
+        if size > 0 and self._may_hold(offset, run) and (records := self._read_files(offset, size, run)):
             window.add(records)
             found += window.cut(offset, size)
         if found:
@@ -148,11 +148,12 @@ class RunFeed:
             return offset < run.end_offset
         return offset < self._end or offset == self._read_to
 
-    def _read_files(self, offset: int, run: RunStatus) -> list[Record]:
+    def _read_files(self, offset: int, size: int, run: RunStatus) -> list[Record]:
+        size = size if self.readers < 2 else MAX_CHUNK  # for the others, who may ask for less or more
         reader = self._places.pop(offset, None) or RunLogReader(self._folder)
-        found = reader.read(offset, MAX_CHUNK, run.end_offset if run.ended else None)
+        found = reader.read(offset, size, run.end_offset if run.ended else None)
         records = [Record(*record) for record in found]
-        if sum(len(record.data) for record in records) == MAX_CHUNK:
+        if sum(len(record.data) for record in records) == size:
             self._read_to = records[-1].end
         self._places[records[-1].end if records else offset] = reader
         if len(self._places) > _PLACES:
