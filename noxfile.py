@@ -42,16 +42,15 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything but what takes long or needs more, against the installed package, not the checkout."""
     session.install(".", *dependency_group("test"))
-    side_by_side = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile")
     chosen = ("-m", "not compat and not faults and not deployment")
-    run_tests(session, *side_by_side, *chosen, *session.posargs)
+    run_tests(session, *side_by_side(4), *chosen, *session.posargs)
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """Processes are killed and stopped, through the whole program; as root and as an ordinary user."""
     session.install(".", *dependency_group("test"))
-    run_tests(session, "-m", "faults", "tests/faults", *session.posargs)
+    run_tests(session, *side_by_side(2), "-m", "faults", "tests/faults", *session.posargs)
 
 
 @nox.session
@@ -111,6 +110,11 @@ def install_official_client(session: nox.Session, folder: str) -> None:
     session.run(python, "-m", "compileall", "-q", f"{folder}/lib", external=True, success_codes=[0, 1])
     with open(f"{folder}/ok", "w"):
         pass
+
+
+def side_by_side(most: int) -> tuple[str, ...]:
+    """Options of pytest-xdist: so many files at once, as far as there are processors."""
+    return ("--numprocesses", "auto", "--maxprocesses", str(most), "--dist", "loadfile")
 
 
 def run_tests(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
