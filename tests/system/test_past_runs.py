@@ -33,7 +33,9 @@ def test_runs_outlive_their_session_and_the_system_until_their_time_is_over(
     with Up(installation, folder / "data") as up, closing(Http(up.said)) as http:
         read(http, run)
         assert [each["run_id"] for each in listed(http, session)["runs"]] == ["r"]
-        assert http.call("DELETE", run).status_code == 204
+        assert up.command("output", session, "r").stdout == PRINTED
+        removed = up.command("runs", "rm", session, "r")
+        assert removed.returncode == 0, removed.stderr
         assert http.call("GET", run).status_code == 404
         assert listed(http, session) == {"runs": [], "next": None}
     with (
