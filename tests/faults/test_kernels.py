@@ -19,6 +19,7 @@ pytestmark = pytest.mark.faults
 
 #: Has a process that would outlive it, and counts its starts.
 BUSY = """
+import subprocess
 open('starts', 'a').write('x')
 child = subprocess.Popen(['sleep', '1000'], start_new_session=True)
 print('on', flush=True)
