@@ -50,7 +50,7 @@ def tests(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Processes are killed and stopped, through the whole program; as root and as an ordinary user."""
     session.install(".", *dependency_group("test"))
-    run_tests(session, *side_by_side(2), "-m", "faults", "tests/faults", *session.posargs)
+    run_tests(session, *side_by_side(2), "-m", "faults", *session.posargs)
 
 
 @nox.session
