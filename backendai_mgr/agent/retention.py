@@ -127,7 +127,7 @@ class Retention:
         """Enforce the limits, again and again."""
         while True:
             began = trio.current_time()
-            await trio.to_thread.run_sync(self.enforce)
+            await trio.to_thread.run_sync(self.enforce, abandon_on_cancel=True)
             await trio.sleep(max(_EVERY, _SHARE * (trio.current_time() - began)))
 
     def enforce(self) -> None:
@@ -141,7 +141,8 @@ class Retention:
             log.info("dropping %d bytes of output, the oldest: %s", run.bytes, run.folder)
             with suppress(OSError):
                 drop_segments(run.folder)
-        gone = {*going.runs, *(run.folder for run in runs if run.folder.parent in set(going.sessions))}
+        over = set(going.sessions)
+        gone = {*going.runs, *(run.folder for run in runs if run.folder.parent in over)}
         for folder in (*going.sessions, *going.runs):
             log.info("the time of these runs is over: %s", folder)
             shutil.rmtree(folder, ignore_errors=True)

@@ -144,11 +144,12 @@ class KernelRuns:
         """All runs, in no order. The shim remembers the latest, the disk has them all."""
         answer = await self._ask("list")
         if isinstance(answer, PastRuns):
-            return await trio.to_thread.run_sync(answer.list)
+            return await trio.to_thread.run_sync(answer.list, abandon_on_cancel=True)
         recent = [wire.structure(run, RunStatus) for run in answer["runs"]]
         if len(recent) < _LISTED:
             return recent
-        stored = await trio.to_thread.run_sync(PastRuns(self._root, "", 0.0).list)
+        past = PastRuns(self._root, "", 0.0)
+        stored = await trio.to_thread.run_sync(past.list, abandon_on_cancel=True)
         return list({run.run_id: run for run in (*stored, *recent)}.values())
 
     async def delete(self, run_id: str) -> None:

@@ -1,5 +1,5 @@
-"""Use cases of runs: start, interrupt, read. No database statement on the way: the directory
-finds the kernel, its agent's shim decides and answers."""
+"""Use cases of runs: start, interrupt, read. No database statement on the way to a session that runs: the
+directory finds the kernel, its agent's shim decides and answers."""
 
 import base64
 from collections import OrderedDict

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from backendai_mgr.agent.retention import KeptRun, KeptSession, Limits, Plan, Retention, plan
 from backendai_mgr.shim import runfile
-from backendai_mgr.shim.runlog import RunLogReader
 from backendai_mgr.wire.rpc import AgentRefusal, RunPlace
 
 from .harness import PATIENCE, destroy, read_all, removed, run, start, text
@@ -216,7 +215,3 @@ async def test_a_kernel_that_comes_back_brings_its_runs_with_it(site):
             assert (await run(registry, later, "new", "print('new')"))[0] == "new\n"
             await destroy(registry, site, later)
             assert {each.run_id for each in await registry.list_runs(spec.kernel_id)} == {"old", "new"}
-
-
-def test_a_folder_without_a_log_reads_as_a_gap(tmp_path):
-    assert [record.gap for record in RunLogReader(tmp_path).read(0, 10, 5)] == [5]

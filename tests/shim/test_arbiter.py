@@ -51,6 +51,12 @@ def test_a_run_waits_for_the_interpreter_to_be_ready() -> None:
     assert (run.state, run.started_at) == (RunState.RUNNING, at(1).wall)
 
 
+def test_effects_of_two_kinds_differ() -> None:
+    run = Run(order("a"), 1, 0.0)
+    assert [Send(run)] != [Queued(run)]
+    assert [Send(run)] == [Send(run)]
+
+
 def test_runs_go_one_at_a_time_in_order(arbiter: Arbiter) -> None:
     first, second, third = (admit(arbiter, name) for name in "abc")
     assert [run.state.value for run in (first, second, third)] == ["running", "queued", "queued"]

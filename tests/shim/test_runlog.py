@@ -64,6 +64,10 @@ def test_empty_log_reads_as_nothing(tmp_path: Path) -> None:
     assert RunLogReader(tmp_path / "absent").read(5, 100) == []
 
 
+def test_a_folder_without_a_log_reads_as_a_gap(tmp_path: Path) -> None:
+    assert [record.gap for record in RunLogReader(tmp_path).read(0, 10, 5)] == [5]
+
+
 def test_records_keep_stream_time_and_offset(tmp_path: Path) -> None:
     times = iter([10, 20, 30])
     writer = RunLogWriter(tmp_path, clock_ns=lambda: next(times))
